@@ -1,0 +1,210 @@
+"""What must stand, as data: what is captured and what is let through, in both modes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tnat64d.core.config import ALWAYS_LOCAL, Config, Way, parse
+from tnat64d.core.ruleset import (
+    CAPTURED_PRIORITY,
+    FALLBACK_PRIORITY,
+    OWN_ATTEMPTS_PRIORITY,
+    Chain,
+    Hook,
+    Mark,
+    Match,
+    Ruleset,
+    Verdict,
+    describe,
+)
+from tnat64d.core.scope import Scope
+from tnat64d.core.settings import Mode, Rules
+
+PORT = 7000
+ADDRESS = IPv4Address("192.0.0.2")
+CONFIG = parse("local = 10.0.0.0/8\nlocal = 192.168.0.1/255.255.0.255\nlocal = 127.0.0.0/8\n", "t")
+SERVER = IPv4Address("198.51.100.10")
+CAPTURE = {Mode.REDIRECT: Hook.REDIRECT_OUTPUT, Mode.TPROXY: Hook.MARK_OUTPUT}
+
+
+@dataclass(frozen=True)
+class Packet:
+    """A TCP packet; `is_own`: for one of the host's own addresses."""
+
+    destination: IPv4Address = SERVER
+    source: IPv4Address = ADDRESS
+    in_device: str | None = None
+    out_device: str = "lo"
+    mark: int = 0
+    connection_mark: int = 0
+    is_syn: bool = True
+    is_own: bool = False
+
+    def meets(self, match: Match) -> bool:
+        return (
+            (match.destination is None or self.destination in match.destination)
+            and (not match.destination_is_own or self.is_own)
+            and match.source in (None, self.source)
+            and match.in_device in (None, self.in_device)
+            and match.out_device in (None, self.out_device)
+            and (match.mark is None or self.mark & match.mark.mask == match.mark.value)
+            and (match.connection_mark is None or self.connection_mark == match.connection_mark.value)
+            and (not match.begins_connection or self.is_syn)
+        )
+
+
+def ruleset(mode: Mode, config: Config = CONFIG) -> Ruleset:
+    return describe(config, Rules(mode=mode), Scope(), PORT)
+
+
+def chain(rules: Ruleset, hook: Hook) -> Chain:
+    (found,) = (chain for chain in rules.chains if chain.hook is hook)
+    return found
+
+
+def verdicts(chain: Chain, packet: Packet) -> list[Verdict]:
+    """What `packet` meets there, up to the first that ends its way through the chain."""
+    met: list[Verdict] = []
+    for rule in chain.rules if packet.meets(chain.entry) else ():
+        if packet.meets(rule.match):
+            met.append(rule.verdict)
+            if rule.verdict is not Verdict.MARK_CONNECTION:
+                break
+    return met
+
+
+def is_captured(rules: Ruleset, mode: Mode, packet: Packet) -> bool:
+    return verdicts(chain(rules, CAPTURE[mode]), packet)[:1] not in ([Verdict.RETURN], [])
+
+
+@pytest.fixture(params=Mode)
+def mode(request: pytest.FixtureRequest) -> Mode:
+    chosen: Mode = request.param
+    return chosen
+
+
+def test_redirect_mode_redirects_in_nat_output_and_guards_in_filter_output() -> None:
+    assert [chain.hook for chain in ruleset(Mode.REDIRECT).chains] == [Hook.REDIRECT_OUTPUT, Hook.GUARD_OUTPUT]
+    assert verdicts(chain(ruleset(Mode.REDIRECT), Hook.REDIRECT_OUTPUT), Packet()) == [Verdict.REDIRECT]
+
+
+def test_tproxy_mode_marks_in_output_and_diverts_what_is_marked_on_lo() -> None:
+    rules = ruleset(Mode.TPROXY)
+    assert [chain.hook for chain in rules.chains] == [Hook.MARK_OUTPUT, Hook.DIVERT_PREROUTING, Hook.GUARD_OUTPUT]
+    divert = chain(rules, Hook.DIVERT_PREROUTING)
+    marked = Packet(mark=rules.captured.value, in_device="lo")
+    assert verdicts(divert, marked) == [Verdict.TPROXY]
+    assert verdicts(divert, replace(marked, is_own=True)) == [Verdict.RETURN]  # others' destination NAT
+    assert verdicts(divert, replace(marked, mark=0)) == []
+    assert verdicts(divert, replace(marked, in_device="eth0")) == []
+
+
+def test_redirect_mode_redirects_only_what_begins_a_connection() -> None:
+    assert verdicts(chain(ruleset(Mode.REDIRECT), Hook.REDIRECT_OUTPUT), Packet(is_syn=False)) == []
+
+
+def test_tproxy_mode_marks_only_connections_that_began_under_the_rules() -> None:
+    rules = ruleset(Mode.TPROXY)
+    mark = chain(rules, Hook.MARK_OUTPUT)
+    captured = rules.captured.value
+    assert verdicts(mark, Packet()) == [Verdict.MARK_CONNECTION]  # and, with that mark, the next rule
+    assert verdicts(mark, Packet(connection_mark=captured)) == [Verdict.MARK_CONNECTION, Verdict.MARK]
+    assert verdicts(mark, Packet(connection_mark=captured, is_syn=False)) == [Verdict.MARK]
+    assert verdicts(mark, Packet(is_syn=False)) == []
+
+
+def test_other_peoples_rules_come_before_the_capture_and_after_the_guard() -> None:
+    assert {hook for hook in Hook if hook.before_others} == {Hook.GUARD_OUTPUT}
+
+
+@given(st.sampled_from(Mode), st.ip_addresses(v=4))
+def test_captured_is_exactly_what_the_configuration_does_not_call_local(mode: Mode, address: IPv4Address) -> None:
+    is_local = CONFIG.route(address).way is Way.LOCAL
+    assert is_captured(ruleset(mode), mode, Packet(address)) == (not is_local)
+
+
+def test_every_local_network_is_exempt_and_none_twice(mode: Mode) -> None:
+    networks = [
+        rule.match.destination
+        for rule in chain(ruleset(mode), CAPTURE[mode]).rules
+        if rule.match.destination is not None
+    ]
+    assert networks == [*ALWAYS_LOCAL, CONFIG.local[0].network, CONFIG.local[1].network]
+
+
+def test_a_mask_with_holes_exempts_what_it_matches_and_no_more(mode: Mode) -> None:
+    rules = ruleset(mode)
+    assert not is_captured(rules, mode, Packet(IPv4Address("192.168.7.1")))
+    assert is_captured(rules, mode, Packet(IPv4Address("192.168.7.2")))
+
+
+def test_a_local_network_of_everything_captures_nothing(mode: Mode) -> None:
+    rules = ruleset(mode, parse("local = 0.0.0.0/0\n", "t"))
+    assert not is_captured(rules, mode, Packet())
+
+
+def test_the_daemons_own_attempts_and_the_hosts_own_addresses_are_exempt(mode: Mode) -> None:
+    rules = ruleset(mode)
+    assert not is_captured(rules, mode, Packet(mark=0x6464))
+    assert not is_captured(rules, mode, Packet(mark=0x10000 | 0x6464))  # only the bits of the mask count
+    assert not is_captured(rules, mode, Packet(is_own=True))
+    assert is_captured(rules, mode, Packet(mark=0x1))
+
+
+def test_the_guard_resets_what_leaves_by_lo_from_our_address_and_was_not_captured(mode: Mode) -> None:
+    guard = chain(ruleset(mode), Hook.GUARD_OUTPUT)
+    assert verdicts(guard, Packet()) == [Verdict.RESET]
+    assert verdicts(guard, Packet(is_own=True)) == [Verdict.RETURN]
+    assert verdicts(guard, Packet(out_device="eth0")) == []
+    assert verdicts(guard, Packet(source=IPv4Address("127.0.0.1"))) == []
+
+
+def test_the_guard_lets_what_was_captured_pass() -> None:
+    rules = ruleset(Mode.TPROXY)
+    packet = Packet(mark=rules.captured.value)
+    assert verdicts(chain(rules, Hook.GUARD_OUTPUT), packet) == [Verdict.RETURN]
+
+
+def test_the_fallback_route_is_local_only_for_tproxy_and_has_the_address_as_source(mode: Mode) -> None:
+    rules = describe(CONFIG, Rules(mode=mode, table=77, address=IPv4Address("192.0.0.7")), Scope(), PORT)
+    assert rules.address.address == rules.route.source == IPv4Address("192.0.0.7")
+    assert (rules.route.table, rules.route.device) == (77, "lo")
+    assert rules.route.is_local == (mode is Mode.TPROXY)
+
+
+def test_own_attempts_are_unreachable_before_tcp_finds_the_fallback_both_after_main(mode: Mode) -> None:
+    own_attempts, fallback = ruleset(mode).policy_rules[-2:]
+    assert (own_attempts.table, own_attempts.mark) == (None, Mark(0x6464, 0xFFFF))
+    assert (fallback.table, fallback.mark, fallback.tcp_only) == (6464, None, True)
+    main, default = 32766, 32767
+    assert main < default < OWN_ATTEMPTS_PRIORITY == own_attempts.priority
+    assert own_attempts.priority < fallback.priority == FALLBACK_PRIORITY
+
+
+def test_only_tproxy_has_a_rule_for_what_is_marked_and_it_comes_before_main() -> None:
+    assert len(ruleset(Mode.REDIRECT).policy_rules) == 2
+    rules = ruleset(Mode.TPROXY)
+    captured, *_ = rules.policy_rules
+    assert (captured.priority, captured.table, captured.mark) == (CAPTURED_PRIORITY, 6464, rules.captured)
+    assert captured.priority < 32766
+
+
+masks = st.integers(1, 0xFFFFFFFF).filter(lambda mask: mask.bit_count() >= 2)
+
+
+@given(masks, st.data())
+def test_the_captured_mark_is_neither_nothing_nor_the_daemons_own(mask: int, data: st.DataObject) -> None:
+    mark = data.draw(st.integers(1, mask).map(lambda value: value & mask).filter(bool))
+    captured = describe(CONFIG, Rules(mark=mark, mark_mask=mask), Scope(), PORT).captured
+    assert captured.value not in (0, mark)
+    assert captured.value & ~mask == 0
+    assert captured.mask == mask
+
+
+def test_a_mark_is_shown_as_iptables_and_ip_take_it() -> None:
+    assert str(Mark(0x64, 0xFF)) == "0x64/0xff"

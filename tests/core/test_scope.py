@@ -1,0 +1,146 @@
+"""The [scope] table: what its keys mean together, and the rules that come of it."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv4Network
+
+import pytest
+
+from tests.core.test_ruleset import CAPTURE, CONFIG, PORT, chain
+from tnat64d.core import settings
+from tnat64d.core.config import Network
+from tnat64d.core.ruleset import Hook, Match, Ruleset, Verdict, describe
+from tnat64d.core.scope import Lookup, Place, Program, Scope, resolve
+from tnat64d.core.settings import Mode, Rules
+from tnat64d.errors import ConfigurationError
+
+USERS = {"alice": 1000, "bob": 1001}
+GROUPS = {"staff": 50}
+
+
+def _uid(name: str) -> int:
+    if name not in USERS:
+        raise ConfigurationError([f"there is no user {name}"])
+    return USERS[name]
+
+
+LOOKUP = Lookup(_uid, GROUPS.__getitem__, lambda unit: f"system.slice/{unit}")
+NETWORK = Network.of(IPv4Network("203.0.113.0/24"))
+HTTPS = (443, 443)
+
+
+@pytest.fixture(params=Mode)
+def mode(request: pytest.FixtureRequest) -> Mode:
+    chosen: Mode = request.param
+    return chosen
+
+
+def scope(**table: tuple[str, ...]) -> Scope:
+    return resolve(settings.Scope(**table), LOOKUP)
+
+
+def rules(mode: Mode, scope: Scope, device: str = "lo") -> Ruleset:
+    return describe(CONFIG, Rules(mode=mode), scope, PORT, device)
+
+
+def captures(mode: Mode, scope: Scope) -> list[Match]:
+    """What is captured, if nothing before has let it pass."""
+    found = chain(rules(mode, scope), CAPTURE[mode]).rules
+    return [rule.match for rule in found if rule.verdict in (Verdict.REDIRECT, Verdict.MARK_CONNECTION)]
+
+
+def returns(mode: Mode, scope: Scope) -> list[Match]:
+    found = chain(rules(mode, scope), CAPTURE[mode]).rules
+    return [rule.match for rule in found if rule.verdict is Verdict.RETURN]
+
+
+def test_an_empty_table_is_everything() -> None:
+    assert scope() == Scope()
+
+
+def test_every_key_of_programs_adds_to_the_programs() -> None:
+    found = scope(users=("alice", "bob"), groups=("staff",), cgroups=("x.slice/y",), units=("z.service",))
+    assert found.programs == (
+        Program(uid=1000),
+        Program(uid=1001),
+        Program(gid=50),
+        Program(cgroup="x.slice/y"),
+        Program(cgroup="system.slice/z.service"),
+    )
+    assert found.not_programs == ()
+
+
+def test_every_not_key_of_programs_adds_to_those_left_alone() -> None:
+    found = scope(not_users=("bob",), not_groups=("staff",), not_cgroups=("x",), not_units=("z.service",))
+    assert found.programs == ()
+    assert [program.uid for program in found.not_programs] == [1001, None, None, None]
+    assert [program.cgroup for program in found.not_programs] == [None, None, "x", "system.slice/z.service"]
+
+
+def test_ports_and_networks_must_both_fit() -> None:
+    assert scope(ports=("443",)).places == (Place(ports=HTTPS),)
+    assert scope(networks=("203.0.113.0/24",)).places == (Place(network=NETWORK),)
+    both = scope(ports=("443", "8000-8100"), networks=("203.0.113.0/24",))
+    assert both.places == (Place(network=NETWORK, ports=HTTPS), Place(network=NETWORK, ports=(8000, 8100)))
+
+
+def test_either_of_not_ports_and_not_networks_is_enough() -> None:
+    found = scope(not_ports=("443",), not_networks=("203.0.113.0/24",))
+    assert set(found.not_places) == {Place(ports=HTTPS), Place(network=NETWORK)}
+
+
+def test_a_network_without_length_is_one_address() -> None:
+    (place,) = scope(networks=("203.0.113.7",)).places
+    assert place.network is not None
+    assert IPv4Address("203.0.113.7") in place.network
+    assert IPv4Address("203.0.113.8") not in place.network
+
+
+def test_a_name_that_is_not_found_is_an_error() -> None:
+    with pytest.raises(ConfigurationError, match="no user carol"):
+        scope(users=("carol",))
+
+
+def test_each_program_to_each_place_is_captured_and_nothing_else(mode: Mode) -> None:
+    matches = captures(mode, scope(users=("alice", "bob"), ports=("80", "443")))
+    assert {(match.uid, match.ports) for match in matches} == {
+        (uid, (port, port)) for uid in (1000, 1001) for port in (80, 443)
+    }
+    assert all(match.begins_connection for match in matches)
+    (everything,) = captures(mode, Scope())
+    assert everything == Match(begins_connection=True)
+
+
+def test_what_is_left_alone_returns_before_anything_is_captured(mode: Mode) -> None:
+    limited = scope(not_users=("bob",), not_ports=("22",), users=("alice",))
+    verdicts = [rule.verdict for rule in chain(rules(mode, limited), CAPTURE[mode]).rules]
+    first = min(i for i, v in enumerate(verdicts) if v in (Verdict.REDIRECT, Verdict.MARK_CONNECTION))
+    assert Verdict.RETURN not in verdicts[first:]
+    left_alone = returns(mode, limited)
+    assert Match(uid=1001) in left_alone
+    assert Match(ports=(22, 22)) in left_alone
+
+
+def test_behind_a_gateway_the_same_destinations_are_exempt_and_programs_do_not_count() -> None:
+    limited = scope(gateway=("docker0", "br-*"), users=("alice",), not_ports=("22",), ports=("80",))
+    found = chain(rules(Mode.REDIRECT, limited), Hook.REDIRECT_PREROUTING).rules
+    own = [match for match in returns(Mode.REDIRECT, limited) if match.mark is None and match.uid is None]
+    for device in ("docker0", "br-*"):
+        here = [rule for rule in found if rule.match.in_device == device]
+        assert len([rule for rule in here if rule.verdict is Verdict.RETURN]) == len(own)
+        (captured,) = [rule.match for rule in here if rule.verdict is Verdict.REDIRECT]
+        assert (captured.ports, captured.uid, captured.begins_connection) == ((80, 80), None, True)
+        assert here[0].match.destination_is_own
+    assert {rule.match.in_device for rule in found} == {"docker0", "br-*"}
+
+
+def test_without_a_gateway_nothing_that_comes_in_is_looked_at() -> None:
+    assert Hook.REDIRECT_PREROUTING not in {chain.hook for chain in rules(Mode.REDIRECT, Scope()).chains}
+
+
+def test_a_device_of_its_own_answers_instead_of_the_guard() -> None:
+    on_device = rules(Mode.REDIRECT, Scope(), "tnat64d")
+    assert Hook.GUARD_OUTPUT not in {chain.hook for chain in on_device.chains}
+    assert (on_device.route.device, on_device.address.device) == ("tnat64d", "tnat64d")
+    assert on_device.address.peer == IPv4Address("192.0.0.1")
+    assert rules(Mode.REDIRECT, Scope()).address.peer is None

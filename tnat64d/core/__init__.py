@@ -1,0 +1,1 @@
+"""The pure part: values in, values out. No socket, asyncio, os, time or logging; time is an argument."""

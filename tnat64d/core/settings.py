@@ -1,0 +1,442 @@
+"""The settings of the daemon, `tnat64d.toml`: what they are, what they may be, what they are by default.
+
+Owns the schema. Each table is a dataclass below and each key one of its fields: the annotation holds type,
+range and documentation, the value the default. Parsing, the sentences about mistakes and the text of
+etc/tnat64d.toml come from there and from nowhere else. Refuses to own: reading the file, and tnat64.conf.
+
+Grammar: TOML 1.0. Tables and keys are those below; each may be missing; any other is a mistake.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import textwrap
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import Enum, StrEnum
+from ipaddress import IPv4Address, IPv4Network
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from tnat64d.errors import ConfigurationError
+
+_CONTINUITY_ADDRESS = IPv4Address("192.0.0.2")  # of 192.0.0.0/29, which RFC 7335 keeps for this
+
+
+class StickyScope(StrEnum):
+    """What shares one sticky state: see `core.policy`."""
+
+    GLOBAL = "global"
+    PREFIX = "prefix"
+    DESTINATION = "destination"
+
+
+class Mode(StrEnum):
+    """How the kernel hands a connection to the listener."""
+
+    REDIRECT = "redirect"
+    TPROXY = "tproxy"
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Inclusive bounds of a number, and whether it is written as 0x..."""
+
+    low: float
+    high: float
+    hexadecimal: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What a text must match in full, as a regular expression and in words."""
+
+    pattern: str
+    words: str
+
+
+_Seconds = Annotated[float, Range(0, 31_536_000)]
+_PositiveSeconds = Annotated[float, Range(0.05, 31_536_000)]
+_KeepaliveSeconds = Annotated[int, Range(0, 32767)]  # MAX_TCP_KEEPIDLE in linux/include/net/tcp.h
+_Port = Annotated[int, Range(1, 65535)]
+_Workers = Annotated[Literal["auto"] | int, Range(1, 64)]
+_Connections = Annotated[int, Range(0, 10_000_000)]
+_Entries = Annotated[int, Range(1, 1_048_576)]
+_Mark = Annotated[int, Range(1, 0xFFFFFFFF, hexadecimal=True)]
+_Table = Annotated[int, Range(1, 0xFFFFFFFF)]
+_Program = Annotated[
+    str, Form("[A-Za-z0-9_/][A-Za-z0-9_/.+-]*", 'the name or path of a program, such as "iptables-legacy"')
+]
+# sun_path holds 107 bytes and a NUL: unix(7).
+_SocketPath = Annotated[str, Form("/[ -~]{1,106}", "an absolute path of at most 107 ASCII characters")]
+
+
+_Accounts = Annotated[
+    tuple[str, ...], Form("[0-9]{1,10}|[A-Za-z_][A-Za-z0-9_.-]*[$]?", 'names or numbers such as "www-data"')
+]
+_Cgroups = Annotated[
+    tuple[str, ...], Form("[^/\\s\"'][^\\s\"']*", 'paths without leading / such as "system.slice/backup.service"')
+]
+_Units = Annotated[
+    tuple[str, ...],
+    Form(r"[A-Za-z0-9:_.@\\-]+\.(service|slice|scope)", 'unit names such as "backup.service" or "user.slice"'),
+]
+_Ports = Annotated[
+    tuple[str, ...], Form("[0-9]{1,5}(-[0-9]{1,5})?", 'ports or ranges such as "443" or "8000-8100"')
+]
+_Networks = Annotated[tuple[str, ...], Form("[0-9.]+(/[0-9]{1,2})?", 'networks such as "203.0.113.0/24"')]
+# IFNAMSIZ is 16 with the NUL; "+" at the end is iptables' wildcard, written "*" here as in nft and systemd.
+_Devices = Annotated[
+    tuple[str, ...],
+    Form(r"[A-Za-z0-9_.:@-]{1,14}[A-Za-z0-9_.:@*-]", 'interface names such as "docker0" or "br-*"'),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """How connections are accepted, dialled and carried."""
+
+    port: Annotated[_Port, "TCP port on which redirected connections are accepted."] = 6464
+    workers: Annotated[_Workers, 'Worker processes; "auto" is one for each CPU the daemon may use.'] = "auto"
+    loop: Annotated[Literal["uvloop", "asyncio"], "Event loop of the workers."] = "uvloop"
+    connect: Annotated[
+        Literal["plain"], "When a program's connect() returns: at once, before the destination has answered."
+    ] = "plain"
+    fallback_delay_s: Annotated[
+        _PositiveSeconds, "Seconds that IPv4 may stay unanswered before NAT64 is dialled beside it."
+    ] = 3.0
+    connect_timeout_s: Annotated[
+        _PositiveSeconds, "Seconds after which a destination that has not answered is given up."
+    ] = 60.0
+    idle_timeout_s: Annotated[
+        _Seconds,
+        "Seconds of silence after which a connection is closed; 0 is never: keepalive finds dead peers.",
+    ] = 0.0
+    keepalive_s: Annotated[
+        _KeepaliveSeconds, "Seconds of silence after which TCP keepalive probes a peer; 0 is no keepalive."
+    ] = 60
+    drain_timeout_s: Annotated[
+        _Seconds, "Seconds that connections are given to finish when the daemon is told to stop."
+    ] = 30.0
+    max_connections: Annotated[
+        _Connections, "Connections of all workers at the same time; 0 is as many as the open-file limit allows."
+    ] = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Which way a connection goes."""
+
+    sticky_scope: Annotated[
+        StickyScope, "What a NAT64 success holds for: every destination, those of its prefix, or itself."
+    ] = StickyScope.GLOBAL
+    sticky_entries: Annotated[
+        _Entries, 'Destinations remembered under "destination"; the oldest is forgotten first.'
+    ] = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What setup puts into the kernel."""
+
+    backend: Annotated[Literal["auto", "iptables", "nftables"], 'What installs the rules; "auto" finds out.'] = (
+        "auto"
+    )
+    mode: Annotated[Mode, "How the kernel hands connections to the daemon."] = Mode.REDIRECT
+    iptables: Annotated[_Program, "The iptables to use; its -save and -restore are found by this name."] = (
+        "iptables"
+    )
+    mark: Annotated[_Mark, "Firewall mark of the daemon's own connections, which the rules let pass."] = 0x6464
+    mark_mask: Annotated[_Mark, "The bits of a mark that are compared."] = 0xFFFF
+    table: Annotated[_Table, "Number of the routing table."] = 6464
+    address: Annotated[IPv4Address, "IPv4 address that programs send from while the host has no other."] = (
+        _CONTINUITY_ADDRESS
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Whose connections are carried; all empty: those of every program on the host, to every IPv4 server.
+
+    A connection must fit one of `users`, `groups`, `cgroups`, `units` if any of these is given, and `ports` and
+    `networks` where given, and none of the not_ lists.
+    """
+
+    users: Annotated[_Accounts, "Users, by name or number, whose programs are carried."] = ()
+    not_users: Annotated[_Accounts, "Users whose programs are left alone."] = ()
+    groups: Annotated[_Accounts, "Groups, by name or number, whose programs are carried."] = ()
+    not_groups: Annotated[_Accounts, "Groups whose programs are left alone."] = ()
+    cgroups: Annotated[_Cgroups, "Control groups (version 2), as paths below their root, that are carried."] = ()
+    not_cgroups: Annotated[_Cgroups, "Control groups that are left alone."] = ()
+    units: Annotated[_Units, "systemd services and slices that are carried."] = ()
+    not_units: Annotated[_Units, "systemd services and slices that are left alone."] = ()
+    ports: Annotated[_Ports, "Destination ports that are carried."] = ()
+    not_ports: Annotated[_Ports, "Destination ports that are left alone."] = ()
+    networks: Annotated[_Networks, "Destination networks that are carried."] = ()
+    not_networks: Annotated[_Networks, "Destination networks that are left alone."] = ()
+    gateway: Annotated[
+        _Devices, "Interfaces behind which are others (containers, virtual machines) that are carried as well."
+    ] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """Where status, reload and drain reach the daemon."""
+
+    socket: Annotated[_SocketPath, "Path of the control socket."] = "/run/tnat64d/control.sock"
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """What is logged."""
+
+    connections: Annotated[Literal["all", "failed", "none"], "Which connections get a line in the log."] = "all"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All of tnat64d.toml, one field a table."""
+
+    proxy: Proxy = field(default_factory=Proxy)
+    policy: Policy = field(default_factory=Policy)
+    rules: Rules = field(default_factory=Rules)
+    scope: Scope = field(default_factory=Scope)
+    control: Control = field(default_factory=Control)
+    log: Log = field(default_factory=Log)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One key as the documentation shows it: `default` and `expected` are text."""
+
+    table: str
+    name: str
+    default: str
+    expected: str
+    doc: str
+
+
+def parse(text: str, filename: str) -> Settings:
+    """The settings that `text` states; `filename` only names the file in problems.
+
+    Raises ConfigurationError with every problem, tables in the order of the file, as
+    `FILE: TABLE.KEY: what is wrong, what would be right`; or with the first error of TOML's own grammar as
+    `FILE:LINE:COLUMN: ...`, where tomllib stops.
+    """
+    tables: dict[str, Any] = {}
+    problems: list[str] = []
+    for name, body in _load(text, filename).items():
+        if name not in _TABLES:
+            problems.append(f"{filename}: {_show_name(name)}: {_unknown(name, 'table', _TABLES)}")
+        elif not isinstance(body, dict):
+            problems.append(f"{filename}: {name}: is {_show(body)}, must be a table: [{name}]")
+        else:
+            tables[name], mistakes = _read_table(_TABLES[name], body)
+            problems += (f"{filename}: {name}.{key}: {sentence}" for key, sentence in mistakes)
+    if problems:
+        raise ConfigurationError(problems)
+    settings = Settings(**tables)
+    if settings.scope.gateway and settings.rules.mode is Mode.TPROXY:
+        raise ConfigurationError([f'{filename}: scope.gateway: needs rules.mode = "redirect", and it is "tproxy"'])
+    return settings
+
+
+def entries() -> Iterator[Entry]:
+    """Every key of every table, in the order of the dataclasses."""
+    for table, kind in _TABLES.items():
+        default = kind()
+        for name, key in _schema(kind).items():
+            yield Entry(table, name, key.show(getattr(default, name)), key.expected(), key.doc)
+
+
+def example() -> str:
+    """The text of etc/tnat64d.toml: every key with what it is for and, behind a `#`, its default."""
+    lines = ["# Settings of tnat64d: see tnat64d.toml(5). A key behind a # shows its default.", ""]
+    for table, kind in _TABLES.items():
+        lines += [*_comment(str(kind.__doc__)), f"[{table}]", ""]
+        for entry in entries():
+            if entry.table == table:
+                lines += _comment(f"{entry.doc} Must be {entry.expected}.")
+                lines += [f"#{entry.name} = {entry.default}", ""]
+    return "\n".join(lines)
+
+
+def _comment(prose: str) -> list[str]:
+    return textwrap.wrap(" ".join(prose.split()), 78, initial_indent="# ", subsequent_indent="# ")
+
+
+@dataclass(frozen=True, slots=True)
+class _Key:
+    """One field's annotation: `Annotated[type, rule, doc]`, where only numbers and texts have a rule."""
+
+    type: Any
+    rule: Range | Form | None
+    doc: str
+
+    def alternatives(self) -> tuple[Any, ...]:
+        return get_args(self.type) if get_origin(self.type) is Union else (self.type,)
+
+    def convert(self, value: Any) -> Any:
+        """`value` as TOML gave it, as the field holds it. Raises ValueError if it does not fit."""
+        if get_origin(self.type) is tuple:
+            return self._convert_list(value)
+        for kind in self.alternatives():
+            # bool is an int to Python, not to a reader; nan fails both comparisons.
+            if isinstance(self.rule, Range) and kind in (int, float):
+                number = isinstance(value, int | kind) and not isinstance(value, bool)
+                if number and self.rule.low <= value <= self.rule.high:
+                    return kind(value)
+            elif isinstance(value, str):
+                if value in _choices(kind):
+                    return value if get_origin(kind) is Literal else kind(value)
+                if isinstance(self.rule, Form) and re.fullmatch(self.rule.pattern, value):
+                    return value
+                if kind is IPv4Address:
+                    return IPv4Address(value)
+        raise ValueError
+
+    def _convert_list(self, value: Any) -> tuple[str, ...]:
+        assert isinstance(self.rule, Form)
+        if not isinstance(value, list):
+            raise ValueError
+        for item in value:
+            if not isinstance(item, str) or not re.fullmatch(self.rule.pattern, item):
+                raise ValueError
+        return tuple(value)
+
+    def expected(self) -> str:
+        """What would fit, in words."""
+        if get_origin(self.type) is tuple:
+            assert isinstance(self.rule, Form)
+            return f"an array of {self.rule.words}"
+        return " or ".join(self._phrase(kind) for kind in self.alternatives())
+
+    def _phrase(self, kind: Any) -> str:
+        if kind is IPv4Address:
+            return "an IPv4 address in quotes"
+        if isinstance(self.rule, Form):
+            return self.rule.words
+        if isinstance(self.rule, Range) and kind in (int, float):
+            noun = "an integer" if kind is int else "a number"
+            return f"{noun} from {self.show(self.rule.low)} to {self.show(self.rule.high)}"
+        return " or ".join(f'"{choice}"' for choice in _choices(kind))
+
+    def show(self, value: object) -> str:
+        return _show(value, isinstance(self.rule, Range) and self.rule.hexadecimal)
+
+
+def _schema(kind: type) -> dict[str, _Key]:
+    """What the annotations of a table say, by field."""
+    schema = {}
+    for name, hint in get_type_hints(kind, include_extras=True).items():
+        type_, *rule, doc = get_args(hint)
+        schema[name] = _Key(type_, rule[0] if rule else None, doc)
+    return schema
+
+
+def _choices(kind: Any) -> tuple[str, ...]:
+    """The words a Literal or an enum is made of; none for other types."""
+    if get_origin(kind) is Literal:
+        return get_args(kind)
+    return tuple(kind) if issubclass(kind, Enum) else ()
+
+
+def _load(text: str, filename: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    # TOMLDecodeError, an int() of more than 4300 digits, or a thousand brackets
+    except (ValueError, RecursionError) as error:
+        found = re.fullmatch(r"(.*) \(at (?:line (\d+), column (\d+)|end of document)\)", str(error), re.DOTALL)
+        what, line, column = found.groups() if found else (str(error), None, None)
+        place = f"{filename}:{line}:{column}" if line else filename
+        grammar = 'a line is [table] or key = value, and text stands in "quotes"'
+        raise ConfigurationError([f"{place}: not TOML: {what}, {grammar}"]) from None
+
+
+def _read_table(kind: type, body: dict[str, Any]) -> tuple[Any, list[tuple[str, str]]]:
+    """The table (defaults where the file is wrong) and its problems as (key, sentence)."""
+    schema = _schema(kind)
+    values: dict[str, Any] = {}
+    problems: list[tuple[str, str]] = []
+    for name, value in body.items():
+        key = schema.get(name)
+        if key is None:
+            problems.append((_show_name(name), _unknown(name, "key", schema)))
+            continue
+        try:
+            values[name] = key.convert(value)
+        except ValueError:
+            problems.append((name, f"is {key.show(value)}, must be {key.expected()}"))
+    table = kind(**values)
+    return table, problems or list(_conflicts(table))
+
+
+def _conflicts(table: object) -> Iterator[tuple[str, str]]:
+    """What is wrong between keys that are right alone, as (key, sentence)."""
+    match table:
+        case Proxy(fallback_delay_s=delay_s, connect_timeout_s=timeout_s) if delay_s >= timeout_s:
+            yield "fallback_delay_s", f"is {delay_s}, must be below connect_timeout_s, which is {timeout_s}"
+        case Scope():
+            yield from _scope_conflicts(table)
+        case Rules(mark=mark, mark_mask=mask, table=number, address=address):
+            if mark & ~mask:
+                yield "mark", f"is {mark:#x}, must have no bit outside mark_mask, which is {mask:#x}"
+            if mask.bit_count() < 2:
+                yield "mark_mask", f"is {mask:#x}, must have at least two bits: TPROXY mode needs a second mark"
+            if number in (253, 254, 255):
+                yield "table", f"is {number}, must not be 253, 254 or 255 (default, main and local)"
+            if address.is_loopback or address.is_multicast or address.is_unspecified or address.is_reserved:
+                yield "address", f'is "{address}", must be an address that a host can send from'
+
+
+def _scope_conflicts(scope: Scope) -> Iterator[tuple[str, str]]:
+    for key in ("ports", "not_ports"):
+        for text in getattr(scope, key):
+            first, _, last = text.partition("-")
+            if not 1 <= int(first) <= int(last or first) <= 65535:
+                yield key, f'holds "{text}", must hold ports from 1 to 65535, the lower one first'
+    for key in ("networks", "not_networks"):
+        for text in getattr(scope, key):
+            try:
+                IPv4Network(text)
+            except ValueError as error:
+                yield key, f'holds "{text}", which is no network: {error}'
+
+
+def _unknown(name: str, what: str, valid: dict[str, Any]) -> str:
+    """The sentence about a table or key that does not exist; `what` is "table" or "key"."""
+    homes = [table for table, kind in _TABLES.items() if name in _schema(kind)]
+    if homes:
+        return f"no such {what}, {name} belongs under [{homes[0]}]"
+    close = difflib.get_close_matches(name.lower(), valid, n=1)
+    guess = f"did you mean {close[0]}? " if close else ""
+    return f"no such {what}, {guess}there are {', '.join(valid)}"
+
+
+def _show(value: object, hexadecimal: bool = False) -> str:
+    """A value as TOML writes it, short and free of control characters."""
+    match value:
+        case bool():
+            shown = str(value).lower()
+        # Beyond 64 bits because str() refuses more than 4300 digits, which hex() does not.
+        case int() if hexadecimal or abs(value) >= 1 << 64:
+            shown = hex(value)
+        case str() | IPv4Address():
+            shown = json.dumps(str(value))
+        case dict():
+            return "a table"
+        case list() | tuple():
+            shown = "[" + ", ".join(_show(item) for item in value) + "]"
+        case _:
+            shown = str(value)
+    return shown if len(shown) <= 60 else f"{shown[:60]}..."
+
+
+def _show_name(name: str) -> str:
+    """A key or table name as TOML writes it: bare where that is allowed."""
+    return name if re.fullmatch(r"[A-Za-z0-9_-]{1,60}", name) else _show(name)
+
+
+_TABLES: dict[str, type] = get_type_hints(Settings)
