@@ -1,0 +1,283 @@
+"""What must stand in the kernel, as data: addresses, routes, policy rules and packet chains.
+
+Owns the one description of it (`describe`). Refuses to own any syntax: a backend renders chains
+(`kernel.iptables`), pyroute2 carries out the rest (`kernel.routes`). Nothing here is decided twice.
+
+The way of a program's SYN to an IPv4 server, on a host without IPv4:
+
+    route lookup    main, default: nothing; rule 32769 finds the fallback route (device lo, source A)
+    capture chain   exempt destinations return; the rest is sent to the listener, if it begins a connection:
+                    conntrack may see connections older than the rules for the first time, too
+    guard chain     what leaves by lo with source A and was not captured is reset, or it would hang
+    rule 32768      the daemon's own IPv4 attempts (fwmark) find no fallback route: ENETUNREACH at once
+
+In TPROXY mode the capture chain marks instead, rule 32765 sends what is marked to lo (also past a real IPv4
+route), and the divert chain hands it to the listener there (Documentation/networking/tproxy.rst). Every packet
+must be marked, so conntrack remembers the connections whose SYN was captured: the answers of this host's own
+servers, and connections older than the rules, stay on their way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from enum import Enum
+from ipaddress import IPv4Address
+
+from tnat64d.core.config import ALWAYS_LOCAL, Config, Network
+from tnat64d.core.scope import Place, Program, Scope
+from tnat64d.core.settings import Mode, Rules
+
+ROUTE_PROTOCOL = 64
+"""Tags every route and policy rule as ours; unassigned in /etc/iproute2/rt_protos."""
+
+ADDRESS_LABEL = "lo:tnat64d"
+"""Tags the address as ours; a label begins with its device's name (ip-address(8))."""
+
+LOOPBACK = "lo"
+
+OWN_DEVICE = "tnat64d"
+"""The TUN device of an owned ruleset."""
+
+CAPTURED_PRIORITY = 32765
+OWN_ATTEMPTS_PRIORITY = 32768
+FALLBACK_PRIORITY = 32769
+"""Around main (32766) and default (32767): the fallback is asked only after both found nothing."""
+
+
+class Hook(Enum):
+    """Where a chain is hooked, as (table, chain) of the iptables names, and whether before or after others.
+
+    Capture and divert come last, so that other people's destination NAT and exceptions win. The guard comes
+    first: it looks only at our own address on lo, and a customary `-o lo -j ACCEPT` would hide it.
+    """
+
+    REDIRECT_OUTPUT = ("nat", "OUTPUT", False)
+    REDIRECT_PREROUTING = ("nat", "PREROUTING", False)
+    MARK_OUTPUT = ("mangle", "OUTPUT", False)
+    DIVERT_PREROUTING = ("mangle", "PREROUTING", False)
+    GUARD_OUTPUT = ("filter", "OUTPUT", True)
+
+    def __init__(self, table: str, chain: str, before_others: bool) -> None:
+        self.table = table
+        self.chain = chain
+        self.before_others = before_others
+
+
+class Verdict(Enum):
+    """What a matching packet meets."""
+
+    RETURN = "return"
+    REDIRECT = "redirect"
+    MARK = "mark"
+    MARK_CONNECTION = "mark-connection"
+    TPROXY = "tproxy"
+    RESET = "reset"
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A fwmark under its mask."""
+
+    value: int
+    mask: int
+
+    def __str__(self) -> str:
+        return f"{self.value:#x}/{self.mask:#x}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Match:
+    """All given conditions hold, for a TCP packet over IPv4."""
+
+    destination: Network | None = None
+    destination_is_own: bool = False
+    source: IPv4Address | None = None
+    in_device: str | None = None
+    out_device: str | None = None
+    mark: Mark | None = None
+    connection_mark: Mark | None = None
+    begins_connection: bool = False
+    ports: tuple[int, int] | None = None
+    uid: int | None = None
+    gid: int | None = None
+    cgroup: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One packet rule."""
+
+    match: Match
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """An own chain, the condition under which it is entered, and its rules in order."""
+
+    hook: Hook
+    entry: Match
+    rules: tuple[Rule, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """What programs send from. `peer`: what the device's own answers come from; None on lo."""
+
+    address: IPv4Address
+    device: str
+    peer: IPv4Address | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """The fallback default route. `is_local`: type local, as TPROXY needs it."""
+
+    table: int
+    device: str
+    source: IPv4Address
+    is_local: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyRule:
+    """A routing policy rule; `table` None means unreachable."""
+
+    priority: int
+    table: int | None
+    mark: Mark | None = None
+    tcp_only: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ruleset:
+    """Everything that must stand. `port`: the listener's; `captured`: the mark of the TPROXY mode."""
+
+    port: int
+    captured: Mark
+    address: Address
+    route: Route
+    policy_rules: tuple[PolicyRule, ...]
+    chains: tuple[Chain, ...]
+
+
+def describe(config: Config, rules: Rules, scope: Scope, port: int, device: str = LOOPBACK) -> Ruleset:
+    """What must stand for `config`, `rules` and `scope` while the daemon listens on `port`.
+
+    `device`: lo, or the daemon's own, which answers what was not captured and needs no guard chain.
+    """
+    own = Mark(rules.mark, rules.mark_mask)
+    captured = _second_mark(own)
+    tproxy = rules.mode is Mode.TPROXY
+    on_loopback = device == LOOPBACK
+    chains = (_tproxy_chains if tproxy else _redirect_chains)(config, scope, own, captured)
+    if on_loopback:
+        chains = (*chains, _guard(rules.address, captured if tproxy else None))
+    return Ruleset(
+        port=port,
+        captured=captured,
+        address=Address(rules.address, device, None if on_loopback else _peer(rules.address)),
+        route=Route(rules.table, device, rules.address, is_local=tproxy),
+        policy_rules=_policy_rules(rules.table, own, captured if tproxy else None),
+        chains=chains,
+    )
+
+
+def _peer(address: IPv4Address) -> IPv4Address:
+    """The other address of the pair: 192.0.0.1 for 192.0.0.2 (RFC 6333 section 5.7, RFC 7335)."""
+    return IPv4Address(int(address) ^ 0b11)
+
+
+def _second_mark(own: Mark) -> Mark:
+    """A mark under the same mask that is neither `own` nor 0 (the mask has two bits or more)."""
+    lowest_bit = own.mask & -own.mask
+    second_bit = (own.mask ^ lowest_bit) & -(own.mask ^ lowest_bit)
+    return Mark(own.value ^ (second_bit if own.value == lowest_bit else lowest_bit), own.mask)
+
+
+def _policy_rules(table: int, own: Mark, captured: Mark | None) -> tuple[PolicyRule, ...]:
+    always = (
+        PolicyRule(priority=OWN_ATTEMPTS_PRIORITY, table=None, mark=own),
+        PolicyRule(priority=FALLBACK_PRIORITY, table=table, tcp_only=True),
+    )
+    if captured is None:
+        return always
+    return (PolicyRule(priority=CAPTURED_PRIORITY, table=table, mark=captured), *always)
+
+
+def _redirect_chains(config: Config, scope: Scope, own: Mark, captured: Mark) -> tuple[Chain, ...]:
+    chains = [Chain(Hook.REDIRECT_OUTPUT, Match(), _capture(config, scope, own, Verdict.REDIRECT))]
+    if scope.gateway:
+        chains.append(Chain(Hook.REDIRECT_PREROUTING, Match(), _gateway(config, scope)))
+    return tuple(chains)
+
+
+def _tproxy_chains(config: Config, scope: Scope, own: Mark, captured: Mark) -> tuple[Chain, ...]:
+    capture = _capture(config, scope, own, Verdict.MARK_CONNECTION)
+    mark_all = Rule(Match(connection_mark=captured), Verdict.MARK)
+    # What is for the host itself by now met other people's destination NAT in nat OUTPUT.
+    divert = (Rule(Match(destination_is_own=True), Verdict.RETURN), Rule(Match(mark=captured), Verdict.TPROXY))
+    return (
+        Chain(Hook.MARK_OUTPUT, Match(), (*capture, mark_all)),
+        Chain(Hook.DIVERT_PREROUTING, Match(in_device=LOOPBACK), divert),
+    )
+
+
+def _capture(config: Config, scope: Scope, own: Mark, verdict: Verdict) -> tuple[Rule, ...]:
+    """The host's own programs: what is exempt returns, of the rest what is in scope meets `verdict`."""
+    excluded = [
+        Match(mark=own),
+        *_exempt(config, scope),
+        *(_from(program, Match()) for program in scope.not_programs),
+    ]
+    included = [
+        _from(program, _to(place)) for place in _places(scope) for program in scope.programs or (Program(),)
+    ]
+    return _rules(excluded, included, verdict)
+
+
+def _gateway(config: Config, scope: Scope) -> tuple[Rule, ...]:
+    """Those behind the gateway's devices: they are nobody's programs here, but the same exceptions hold."""
+    rules: list[Rule] = []
+    for device in scope.gateway:
+        excluded = [replace(match, in_device=device) for match in _exempt(config, scope)]
+        included = [replace(_to(place), in_device=device) for place in _places(scope)]
+        rules += _rules(excluded, included, Verdict.REDIRECT)
+    return tuple(rules)
+
+
+def _rules(excluded: Iterable[Match], included: Iterable[Match], verdict: Verdict) -> tuple[Rule, ...]:
+    return (
+        *(Rule(match, Verdict.RETURN) for match in excluded),
+        *(Rule(replace(match, begins_connection=True), verdict) for match in included),
+    )
+
+
+def _exempt(config: Config, scope: Scope) -> list[Match]:
+    networks = dict.fromkeys((*ALWAYS_LOCAL, *(local.network for local in config.local)))
+    return [
+        Match(destination_is_own=True),
+        *(Match(destination=network) for network in networks),
+        *(_to(place) for place in scope.not_places),
+    ]
+
+
+def _places(scope: Scope) -> tuple[Place, ...]:
+    return scope.places or (Place(),)
+
+
+def _to(place: Place) -> Match:
+    return Match(destination=place.network, ports=place.ports)
+
+
+def _from(program: Program, match: Match) -> Match:
+    return replace(match, uid=program.uid, gid=program.gid, cgroup=program.cgroup)
+
+
+def _guard(address: IPv4Address, captured: Mark | None) -> Chain:
+    """A redirected packet is addressed to the host itself by the time it is here (nat OUTPUT came before)."""
+    rules = [Rule(Match(destination_is_own=True), Verdict.RETURN), Rule(Match(), Verdict.RESET)]
+    if captured is not None:
+        rules.insert(0, Rule(Match(mark=captured), Verdict.RETURN))
+    return Chain(Hook.GUARD_OUTPUT, Match(out_device=LOOPBACK, source=address), tuple(rules))

@@ -1,0 +1,101 @@
+"""A whole `core.ruleset`, put into the kernel and taken out of it.
+
+Owns the order and the undoing. Refuses to own what stands (`core.ruleset`) and how each part gets there
+(`kernel.iptables`, `kernel.routes`).
+
+Chains come before the route, and go after it: whatever the route catches finds its chain. Nothing is
+remembered outside of the kernel, so taking out works after a crash, too.
+
+Installing looks first and changes then, so two at once would both add what neither saw: LOCK keeps them apart.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+
+from tnat64d.core.ruleset import Ruleset
+from tnat64d.errors import Tnat64Error
+from tnat64d.kernel import routes
+from tnat64d.kernel.backends import Backend
+
+LOCK = "/run/tnat64d.lock"
+"""Locked by flock(2), which ends with the process. Only root can make or open it."""
+
+
+class Installation:
+    """The static way of keeping a ruleset: it stands until it is removed."""
+
+    def __init__(self, backend: Backend, others: Sequence[Backend] = ()) -> None:
+        """`others`: the backends that an earlier run may have used; what it left there is removed."""
+        self._backend = backend
+        self._others = others
+        self._installed: Ruleset | None = None
+
+    def plan(self, ruleset: Ruleset) -> str:
+        """What `install` does, for a shell."""
+        removals = [other.plan_removal() for other in self._others]
+        return "\n".join((*filter(None, removals), self._backend.plan(ruleset), *routes.commands(ruleset)))
+
+    def plan_removal(self) -> str:
+        """What `remove` does, for a shell; empty if nothing of ours stands."""
+        removals = [backend.plan_removal() for backend in (self._backend, *self._others)]
+        return "\n".join((*routes.removal_commands(), *filter(None, removals)))
+
+    def install(self, ruleset: Ruleset) -> None:
+        """Make `ruleset` stand and nothing else of ours.
+
+        Where that fails half-way, what this object installed before stands, or nothing of ours.
+        Raises PrivilegeError, UnavailableError, Tnat64Error.
+        """
+        with _alone():
+            try:
+                self._make(ruleset)
+            except BaseException:
+                self._undo()
+                raise
+            self._installed = ruleset
+
+    def remove(self) -> None:
+        """Leave nothing of ours. Raises PrivilegeError, Tnat64Error."""
+        with _alone():
+            self._installed = None
+            routes.remove()
+            for backend in (self._backend, *self._others):
+                backend.remove()
+
+    def _make(self, ruleset: Ruleset) -> None:
+        self._backend.install(ruleset)
+        for other in self._others:
+            other.remove()
+        routes.install(ruleset)
+
+    def _undo(self) -> None:
+        """The failure that led here is the one to tell: others are not.
+
+        What cannot be put back just now still stands in part, and stays until `remove`.
+        """
+        if self._installed is not None:
+            with suppress(Tnat64Error):
+                self._make(self._installed)
+            return
+        for remove in (routes.remove, self._backend.remove):
+            with suppress(Tnat64Error):
+                remove()
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """One process at a time; without the lock where it cannot be had (not root, or /run cannot be written to)."""
+    try:
+        lock = os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    except OSError:
+        yield
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)

@@ -1,0 +1,83 @@
+"""A whole `core.ruleset` that lives as long as the processes of the daemon.
+
+Owns the TUN device, and through it address and route; the nf_tables table bound to its socket; and the order.
+Refuses to own when (`daemon.supervisor`) and what (`core.ruleset`).
+
+However these end, SIGKILL included, the kernel takes table, device, address and route away, and programs get the
+immediate error that they got before. Every process of the daemon has the descriptors: the address must stay until
+the last of them has reset its connections, or the resets would find no way and programs would wait for ever.
+
+The policy rules stay, lead nowhere, and go with the next `install`, `remove` or teardown. Only REDIRECT mode can
+be held so: TPROXY needs a local route, which no device of ours takes with it.
+"""
+
+from __future__ import annotations
+
+import socket
+
+from tnat64d.core.ruleset import OWN_DEVICE, Ruleset
+from tnat64d.kernel import routes
+from tnat64d.kernel.installation import Installation
+from tnat64d.kernel.nftables import OwnedTable
+from tnat64d.kernel.tun import TunDevice
+
+MTU_BYTES = 65535
+"""What never leaves the host need not be cut; the kernel's largest for a TUN device (drivers/net/tun.c)."""
+
+
+class OwnedInstallation:
+    """Holds a ruleset.
+
+    Making one raises UnavailableError where the kernel or the container lacks a TUN device or the owner flag,
+    PrivilegeError without CAP_NET_ADMIN, Tnat64Error where another tnat64d holds one.
+    """
+
+    def __init__(self, static: Installation) -> None:
+        """What an earlier run left by `static` is removed: two captures of one packet would fight.
+
+        The device comes before anything changes, as only one daemon can have it. The descriptors have this order
+        because a process that is killed closes the highest first (task_work_run() in kernel/task_work.c): its
+        connections, then the device, then the table. So no packet finds the route without finding the table.
+        """
+        self._table = OwnedTable()
+        try:
+            self.device = TunDevice(OWN_DEVICE)
+        except BaseException:
+            self._table.close()
+            raise
+        try:
+            static.remove()
+            self._table.claim()
+        except BaseException:
+            self.device.close()
+            self._table.close()
+            raise
+
+    @property
+    def shared(self) -> tuple[int, int]:
+        """Descriptors that every process with connections must have open, below those of its connections."""
+        return self._table.fileno(), self.device.fileno()
+
+    def install(self, ruleset: Ruleset) -> None:
+        """Make `ruleset` stand, in place of the one before. Raises as `routes.install`."""
+        self._table.install(ruleset)
+        routes.bring_up(OWN_DEVICE, MTU_BYTES)
+        routes.install(ruleset)
+
+    def answer(self, ruleset: Ruleset) -> None:
+        """Tell those whose packets have come to the device that there is no way."""
+        if ruleset.address.peer is not None:
+            self.device.answer(ruleset.address.peer)
+
+    def remove(self) -> None:
+        """Leave nothing of ours. Raises PrivilegeError, Tnat64Error."""
+        routes.delete_device(OWN_DEVICE)  # whoever else may still have it open
+        self._table.delete()
+        self.device.close()
+        self._table.close()
+        routes.remove()
+
+
+def is_held() -> bool:
+    """Whether a running process holds a ruleset here: the device goes with it."""
+    return any(name == OWN_DEVICE for _, name in socket.if_nameindex())
