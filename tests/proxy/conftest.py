@@ -1,0 +1,124 @@
+"""Relays over real loopback TCP, and the promise that every test leaves no descriptor behind."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from tests.proxy.peer import Peer, descriptors, raw, tcp_pair, until
+from tnat64d.proxy.pipes import Pipe, PipePool
+from tnat64d.proxy.reactor import Reactor
+from tnat64d.proxy.relay import FULL_READS, READS_AND_WRITES, End, Relay
+
+both_sides = pytest.mark.parametrize("side", ["client", "server"])
+
+COPY_ONLY = 1 << 30
+SPLICE_ONLY = 0
+
+
+@pytest.fixture(params=[COPY_ONLY, FULL_READS, SPLICE_ONLY], ids=["copying", "both", "splicing"])
+def full_reads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """When a direction begins to splice: never, as it does, at once."""
+    monkeypatch.setattr("tnat64d.proxy.relay.FULL_READS", request.param)
+    return int(request.param)
+
+
+class CountedReactor(Reactor):
+    """Knows how many turns it has had."""
+
+    turns = 0
+
+    def _turn(self) -> None:
+        self.turns += 1
+        super()._turn()
+
+
+@pytest.fixture
+async def reactor() -> AsyncIterator[CountedReactor]:
+    """A reactor on the test's loop; no descriptor may be left when it has stopped."""
+    before = descriptors()
+    reactor = CountedReactor(asyncio.get_running_loop())
+    yield reactor
+    reactor.stop()
+    assert descriptors() == before
+
+
+class CountingPool(PipePool):
+    """Knows how often it was asked."""
+
+    asked = 0
+
+    def take(self) -> Pipe | None:
+        self.asked += 1
+        return super().take()
+
+
+@pytest.fixture
+def pool(reactor: Reactor) -> Iterator[CountingPool]:
+    """The pipes of all wires of a test."""
+    pool = CountingPool()
+    yield pool
+    pool.close()
+
+
+@dataclass(eq=False)
+class Wire:
+    """A client and a server with a relay between them."""
+
+    client: Peer
+    server: Peer
+    relay: Relay
+    ends: list[Relay]
+
+    async def ended(self) -> Relay:
+        """Wait until the relay has ended; it."""
+        await until(lambda: self.ends)
+        assert self.ends == [self.relay], "an end is told once"
+        return self.relay
+
+    def from_(self, side: str) -> tuple[Peer, Peer]:
+        """The peer called `side`, and the other."""
+        return (self.client, self.server) if side == "client" else (self.server, self.client)
+
+    def end(self, side: str) -> End:
+        """The relay's end at the peer called `side`."""
+        return self.relay.client if side == "client" else self.relay.upstream
+
+
+MakeWire = Callable[..., Wire]
+
+
+@pytest.fixture
+async def make_wire(reactor: Reactor, pool: CountingPool) -> AsyncIterator[MakeWire]:
+    """Makes wires, started unless `start=False`; `sizes_bytes` limits the buffers of all four sockets."""
+    wires: list[Wire] = []
+
+    def make(*, sizes_bytes: int = 0, start: bool = True) -> Wire:
+        client, client_side = tcp_pair(sizes_bytes=sizes_bytes)
+        upstream_side, server = tcp_pair(sizes_bytes=sizes_bytes)
+        upstream_side.setblocking(False)
+        client_side.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)  # as the listener's clients
+        ends: list[Relay] = []
+        relay = Relay(reactor, pool, raw(client_side), raw(upstream_side), ends.append)
+        reactor.watch(relay.upstream.fd, READS_AND_WRITES, relay.upstream)
+        wire = Wire(Peer(client), Peer(server), relay, ends)
+        wires.append(wire)
+        if start:
+            relay.start(None, 0)
+        return wire
+
+    yield make
+    for wire in wires:
+        wire.relay.abort()
+        wire.client.close()
+        wire.server.close()
+
+
+@pytest.fixture
+def wire(make_wire: MakeWire) -> Wire:
+    """One wire."""
+    return make_wire()

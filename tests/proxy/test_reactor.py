@@ -1,0 +1,246 @@
+"""The reactor: who is told of what, and when a socket is closed."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from _socket import socket as RawSocket
+from collections.abc import Callable, Iterator
+from select import EPOLLERR, EPOLLET, EPOLLIN, EPOLLOUT, EPOLLRDHUP
+
+import pytest
+
+from tests.proxy.conftest import CountedReactor
+from tests.proxy.peer import raw, tcp_pair, until
+from tnat64d.proxy import reactor as reactor_module
+from tnat64d.proxy import relay
+
+NOTHING_MORE_S = 0.05
+
+
+class Recorder:
+    """Remembers the masks that it was told."""
+
+    def __init__(self, then: Callable[[], None] = lambda: None) -> None:
+        self.masks: list[int] = []
+        self.crashes = 0
+        self._then = then
+
+    def ready(self, mask: int) -> None:
+        self.masks.append(mask)
+        self._then()
+
+    def crashed(self) -> None:
+        self.crashes += 1
+
+
+class Pairs:
+    """Connected sockets: the test's end, and the one to watch."""
+
+    def __init__(self) -> None:
+        self._open: list[socket.socket | RawSocket] = []
+
+    def make(self) -> tuple[socket.socket, RawSocket]:
+        far, near = tcp_pair()
+        watched = raw(near)
+        self._open += [far, watched]
+        return far, watched
+
+    def close(self) -> None:
+        for sock in self._open:
+            sock.close()
+
+
+@pytest.fixture
+def pairs(reactor: CountedReactor) -> Iterator[Pairs]:
+    made = Pairs()
+    yield made
+    made.close()
+
+
+async def test_a_watcher_is_told_what_is_true_already_and_what_comes(
+    reactor: CountedReactor, pairs: Pairs
+) -> None:
+    far, near = pairs.make()
+    far.send(b"early")
+    watcher = Recorder()
+    reactor.watch(near.fileno(), EPOLLIN | EPOLLRDHUP | EPOLLET, watcher)
+    await until(lambda: watcher.masks == [EPOLLIN])
+    far.shutdown(socket.SHUT_WR)
+    await until(lambda: watcher.masks[1:] == [EPOLLIN | EPOLLRDHUP])
+    reactor.change(near.fileno(), EPOLLOUT | EPOLLET)
+    await until(lambda: watcher.masks[2:] == [EPOLLOUT])
+
+
+async def test_a_reset_after_a_fin_is_reported(reactor: CountedReactor, pairs: Pairs) -> None:
+    far, near = pairs.make()
+    watcher = Recorder()
+    reactor.watch(near.fileno(), relay.READS, watcher)
+    far.shutdown(socket.SHUT_WR)
+    await until(lambda: watcher.masks)
+    relay.reset(far)
+    far.close()
+    await until(lambda: watcher.masks[-1] & EPOLLERR)
+
+
+async def test_without_news_there_are_no_turns(reactor: CountedReactor, pairs: Pairs) -> None:
+    _, near = pairs.make()
+    reactor.watch(near.fileno(), EPOLLIN | EPOLLOUT | EPOLLET, Recorder())
+    await asyncio.sleep(NOTHING_MORE_S)
+    assert reactor.turns == 1
+
+
+async def test_handing_over_changes_who_is_told(reactor: CountedReactor, pairs: Pairs) -> None:
+    far, near = pairs.make()
+    first, second = Recorder(), Recorder()
+    reactor.watch(near.fileno(), EPOLLIN | EPOLLET, first)
+    reactor.hand_over(near.fileno(), second)
+    far.send(b"x")
+    await until(lambda: second.masks)
+    assert first.masks == []
+
+
+async def test_nothing_is_told_after_unwatch_and_the_socket_stays_open(
+    reactor: CountedReactor, pairs: Pairs
+) -> None:
+    far, near = pairs.make()
+    watcher = Recorder()
+    reactor.watch(near.fileno(), EPOLLIN, watcher)
+    reactor.unwatch(near.fileno())
+    far.send(b"x")
+    await asyncio.sleep(NOTHING_MORE_S)
+    assert watcher.masks == []
+    assert near.recv(1) == b"x"
+
+
+async def test_a_socket_closed_in_a_turn_leaves_its_number_and_its_events_to_nobody(
+    reactor: CountedReactor, pairs: Pairs
+) -> None:
+    (far, near), (other_far, other_near) = pairs.make(), pairs.make()
+    newcomer = Recorder()
+    fresh: list[tuple[int, int]] = []
+
+    def closes(victim: RawSocket) -> Callable[[], None]:
+        def close_and_open_another() -> None:
+            number = victim.fileno()
+            reactor.close(victim)
+            _, opened = pairs.make()
+            fresh.append((number, opened.fileno()))
+            reactor.watch(opened.fileno(), EPOLLIN | EPOLLET, newcomer)
+
+        return close_and_open_another
+
+    # Both have news in one turn; whoever comes first closes the other.
+    watchers = [Recorder(closes(other_near)), Recorder(closes(near))]
+    reactor.watch(near.fileno(), EPOLLIN | EPOLLET, watchers[0])
+    reactor.watch(other_near.fileno(), EPOLLIN | EPOLLET, watchers[1])
+    far.send(b"x")
+    other_far.send(b"x")
+    await until(lambda: fresh)
+    await asyncio.sleep(NOTHING_MORE_S)
+    assert sorted(watcher.masks for watcher in watchers) == [[], [EPOLLIN]]
+    assert newcomer.masks == []
+    ((closed, opened),) = fresh
+    assert closed != opened
+    assert -1 in (near.fileno(), other_near.fileno()), "closed when the turn was over"
+
+
+async def test_a_socket_closed_between_turns_is_closed_at_once(reactor: CountedReactor, pairs: Pairs) -> None:
+    far, near = pairs.make()
+    watcher = Recorder()
+    reactor.watch(near.fileno(), EPOLLIN | EPOLLET, watcher)
+    far.send(b"x")
+    reactor.close(near)
+    assert near.fileno() == -1
+    await asyncio.sleep(NOTHING_MORE_S)
+    assert watcher.masks == []
+
+
+async def test_who_asks_twice_is_told_again_once_in_the_next_turn(reactor: CountedReactor, pairs: Pairs) -> None:
+    asked = 0
+
+    def ask() -> None:
+        nonlocal asked
+        if asked < 6:
+            asked += 2
+            reactor.again(watcher)
+            reactor.again(watcher)
+            turns.append(reactor.turns)
+
+    turns: list[int] = []
+    watcher = Recorder(ask)
+    reactor.again(watcher)
+    await until(lambda: asked == 6)
+    await asyncio.sleep(NOTHING_MORE_S)
+    assert watcher.masks == [EPOLLIN] * 4
+    assert turns == sorted(set(turns)), "at most once a turn"
+
+
+async def test_an_event_in_the_same_turn_is_the_turn_that_was_asked_for(
+    reactor: CountedReactor, pairs: Pairs
+) -> None:
+    far, near = pairs.make()
+    turns: list[int] = []
+
+    def ask_once_more() -> None:
+        turns.append(reactor.turns)
+        if len(turns) == 1:
+            reactor.again(watcher)
+
+    watcher = Recorder(ask_once_more)
+    reactor.watch(near.fileno(), EPOLLIN | EPOLLET, watcher)
+    far.send(b"x")
+    reactor.again(watcher)
+    await until(lambda: len(turns) == 2)
+    assert turns[0] < turns[1]
+
+
+async def test_more_sockets_than_a_turn_can_take_are_all_told(
+    reactor: CountedReactor, pairs: Pairs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reactor_module, "EVENTS_PER_TURN", 4)
+    watchers = []
+    for _ in range(10):
+        _, near = pairs.make()
+        watchers.append(Recorder())
+        reactor.watch(near.fileno(), EPOLLOUT | EPOLLET, watchers[-1])
+    await until(lambda: all(watcher.masks for watcher in watchers))
+    assert reactor.turns >= 3
+
+
+async def test_a_bug_reaches_its_own_watcher_only(
+    reactor: CountedReactor, pairs: Pairs, caplog: pytest.LogCaptureFixture
+) -> None:
+    def bug() -> None:
+        raise ZeroDivisionError
+
+    class Hopeless(Recorder):
+        def crashed(self) -> None:
+            super().crashed()
+            raise ZeroDivisionError("even that")
+
+    broken, sound = [Recorder(bug), Hopeless(bug)], [Recorder() for _ in range(3)]
+    victims = []
+    for watcher in (sound[0], broken[0], sound[1], broken[1], sound[2]):
+        far, near = pairs.make()
+        reactor.watch(near.fileno(), EPOLLIN | EPOLLET, watcher)
+        far.send(b"x")
+        victims.append(near)
+    await until(lambda: all(watcher.masks for watcher in sound))
+    assert [watcher.crashes for watcher in broken] == [1, 1]
+    assert [watcher.crashes for watcher in sound] == [0, 0, 0]
+    assert "a connection was given up because of a bug" in caplog.text
+    reactor.close(victims[0])
+    assert victims[0].fileno() == -1, "the turn is over"
+
+
+async def test_after_stop_nobody_is_told_anything(reactor: CountedReactor, pairs: Pairs) -> None:
+    far, near = pairs.make()
+    watcher = Recorder()
+    reactor.watch(near.fileno(), EPOLLIN | EPOLLET, watcher)
+    reactor.again(watcher)
+    far.send(b"x")
+    reactor.stop()
+    reactor.stop()
+    await asyncio.sleep(NOTHING_MORE_S)
+    assert watcher.masks == []

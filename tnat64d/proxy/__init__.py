@@ -1,0 +1,1 @@
+"""The way of a connection: listener → dialer → relay, on one reactor."""

@@ -1,0 +1,71 @@
+"""What is known of one connection from accept to close, and who is told.
+
+Owns the facts for the log line and the counters. Refuses to own sockets, and the text of the line
+(`daemon.journal`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import TYPE_CHECKING, Protocol
+
+from tnat64d.core.policy import ScopeState
+from tnat64d.kernel.original_dst import Destination
+from tnat64d.proxy.destination import Target
+
+if TYPE_CHECKING:
+    from tnat64d.proxy.relay import Relay
+
+
+class Connection:
+    """One client and its destination. `because`: why its way was taken; errors are errnos, 0 for none."""
+
+    __slots__ = (
+        "because",
+        "by_nat64",
+        "client",
+        "client_gone",
+        "idle",
+        "idle_since",
+        "ipv4_error",
+        "nat64_error",
+        "passed_bytes_before",
+        "since",
+        "target",
+    )
+
+    def __init__(self, client: Destination, target: Target, now: float) -> None:
+        """`now`: the time of accept, in seconds of the loop's clock."""
+        self.client = client
+        self.target = target
+        self.since = now
+        self.because = ""
+        self.by_nat64 = False
+        self.ipv4_error = 0
+        self.nat64_error = 0
+        self.client_gone = False
+        self.idle = False
+        self.idle_since = now
+        self.passed_bytes_before = 0
+
+
+class Observer(Protocol):
+    """Who is told what becomes of connections. Called on the data path: nothing here may block."""
+
+    def accepted(self) -> None:
+        """A connection was accepted and will be dialled."""
+
+    def not_captured(self, client: Destination) -> None:
+        """`client` connected straight to the listener, and was reset."""
+
+    def refused(self, connection: Connection) -> None:
+        """No way led to the destination; the client was reset."""
+
+    def closed(self, connection: Connection, relay: Relay) -> None:
+        """A relay has ended; its byte counts are final."""
+
+    def learned(self, scope: Hashable, state: ScopeState, connection: Connection) -> None:
+        """A scope changed its state, because of `connection`."""
+
+    def exhausted(self) -> None:
+        """The process or the system has no descriptors (or memory) left for a socket."""

@@ -1,0 +1,36 @@
+"""What a worker counts: one integer a line, in memory that it shares with the supervisor.
+
+Owns the list of counters and where each lies. Refuses to own their meaning to users (names, units, text).
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum, auto
+
+INTEGER_SIZE_BYTES = 8
+
+
+class Counter(IntEnum):
+    """Index of a counter in a worker's block. All but ACTIVE only grow."""
+
+    ACCEPTED = 0
+    ACTIVE = auto()
+    NOT_CAPTURED = auto()
+    RELAYED_IPV4 = auto()
+    RELAYED_NAT64 = auto()
+    REFUSED = auto()
+    RESET = auto()
+    UP_BYTES = auto()
+    DOWN_BYTES = auto()
+    ACCEPT_PAUSES = auto()
+
+
+BLOCK_SIZE_BYTES = len(Counter) * INTEGER_SIZE_BYTES
+
+Counters = memoryview
+"""`memoryview.cast("Q")` of a block: `counters[Counter.ACCEPTED] += 1`."""
+
+
+def private_block() -> Counters:
+    """A block that nobody else sees."""
+    return memoryview(bytearray(BLOCK_SIZE_BYTES)).cast("Q")

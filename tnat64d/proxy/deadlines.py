@@ -1,0 +1,66 @@
+"""Deadlines that all lie the same time ahead, at the cost of a dictionary entry each.
+
+Owns who is due when. Refuses to own what happens then. A timer of the event loop for each connection would
+cost more than the rest of its bookkeeping: since all deadlines of one kind have the same length, they come in
+the order in which they were set, and one timer for the first of them is enough. None pending: no timer, no
+wake-up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Hashable
+from typing import Generic, TypeVar
+
+Item = TypeVar("Item", bound=Hashable)
+
+
+class Deadlines(Generic[Item]):
+    """Calls `due(item)` once, `delay_s` after `start(item)`, unless `stop(item)` came first.
+
+    A delay of 0 means never.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, delay_s: float, due: Callable[[Item], None]) -> None:
+        self._loop = loop
+        self._delay_s = delay_s
+        self._due = due
+        self._pending: dict[Item, float] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self, item: Item) -> None:
+        """`item` is due after the delay, counted from now; it must not be pending already."""
+        if self._delay_s <= 0:
+            return
+        self._pending[item] = self._loop.time() + self._delay_s
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._delay_s, self._fire)
+
+    def stop(self, item: Item) -> None:
+        """`item` is not due any more; nothing if it was not pending."""
+        self._pending.pop(item, None)
+
+    def cancel(self) -> None:
+        """Nothing is due any more."""
+        self._pending.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _fire(self) -> None:
+        # `_timer` stays set until the end: what starts while another is due must not set a later one of its own.
+        now = self._loop.time()
+        due = []
+        for item, deadline in self._pending.items():
+            if deadline > now:
+                break
+            due.append(item)
+        try:
+            for item in due:
+                if self._pending.pop(item, None) is not None:
+                    self._due(item)
+        finally:
+            self._timer = None
+            if self._pending:
+                first = next(iter(self._pending.values()))
+                self._timer = self._loop.call_at(first, self._fire)

@@ -1,0 +1,134 @@
+"""Accepts captured connections and asks where each was meant to go.
+
+Owns the listening socket's place in the reactor, the limit on connections, and the pause when descriptors run
+out. Refuses to own a connection: whatever is captured goes to the dialer, anything else is reset at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from _socket import socket as RawSocket
+from select import EPOLLIN
+
+from tnat64d.kernel.original_dst import DestinationOf
+from tnat64d.proxy.connection import Connection, Observer
+from tnat64d.proxy.destination import Destinations
+from tnat64d.proxy.dialer import Dialer
+from tnat64d.proxy.reactor import Reactor
+from tnat64d.proxy.relay import reset
+
+ACCEPTS_PER_TURN = 64
+EVERYBODY = 1 << 20
+PAUSE_S = 1.0
+"""How long accepting rests when the kernel has no descriptors left; connections wait in the backlog."""
+
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+
+class Listener:
+    """A `reactor.Watcher` of the listening socket (level-triggered: what is left over is reported again)."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        reactor: Reactor,
+        listening: socket.socket,
+        destination_of: DestinationOf,
+        destinations: Destinations,
+        dialer: Dialer,
+        observer: Observer,
+        max_connections: int,
+    ) -> None:
+        self._loop = loop
+        self._reactor = reactor
+        self._listening = listening
+        self._destination_of = destination_of
+        self._destinations = destinations
+        self._dialer = dialer
+        self._observer = observer
+        self._max_connections = max_connections
+        self._resume_timer: asyncio.TimerHandle | None = None
+        self._watched = False
+        self._stopped = False
+        # Clients inherit it (net/core/sock.c, sk_clone_lock); `proxy.relay` says why.
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+
+    def start(self) -> None:
+        """Accept from now on."""
+        if not self._watched and not self._stopped:
+            self._watched = True
+            self._reactor.watch(self._listening.fileno(), EPOLLIN, self)
+
+    def stop(self) -> None:
+        """Accept what has connected already, then nothing any more."""
+        if self._resume_timer is None:
+            self._accept(EVERYBODY)
+        self._stopped = True
+        if self._resume_timer is not None:
+            self._resume_timer.cancel()
+        self._unwatch()
+
+    def pause(self) -> None:
+        """Rest for a while: descriptors have run out."""
+        self._unwatch()
+        if self._resume_timer is None and not self._stopped:
+            self._resume_timer = self._loop.call_later(PAUSE_S, self._resume)
+
+    def connection_ended(self) -> None:
+        """There is room again."""
+        if not self._watched and self._resume_timer is None:
+            self.start()
+
+    def ready(self, mask: int) -> None:
+        """See `reactor.Watcher`."""
+        self._accept(ACCEPTS_PER_TURN)
+
+    def crashed(self) -> None:
+        """See `reactor.Watcher`."""
+
+    def _accept(self, most: int) -> None:
+        accept = self._listening._accept  # type: ignore[attr-defined]  # a descriptor, not a socket object
+        for _ in range(most):
+            if self._dialer.active >= self._max_connections:
+                self._unwatch()
+                return
+            try:
+                fd, client = accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in _EXHAUSTED:
+                    self._observer.exhausted()
+                    self.pause()
+                    return
+                continue  # accept(2): errors of the connection that was to be accepted
+            self._welcome(RawSocket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, fd), client)
+            if self._resume_timer is not None:
+                return  # there was no descriptor left to dial with
+
+    def _welcome(self, client: RawSocket, address: tuple[str, int]) -> None:
+        try:
+            destination = self._destination_of(client)
+            target = None if destination is None else self._destinations.resolve(destination)
+        except Exception:  # a bug, which the reactor reports; the client must not take it for an end (FIN)
+            reset(client)
+            client.close()
+            raise
+        if target is None:
+            reset(client)
+            client.close()
+            self._observer.not_captured(address)
+            return
+        self._observer.accepted()
+        self._dialer.begin(client, Connection(address, target, self._loop.time()))
+
+    def _resume(self) -> None:
+        self._resume_timer = None
+        self.start()
+
+    def _unwatch(self) -> None:
+        if self._watched:
+            self._watched = False
+            self._reactor.unwatch(self._listening.fileno())

@@ -1,0 +1,360 @@
+"""The bytes between two connected sockets, until both sides have finished.
+
+Owns both sockets from `Relay(...)` to `Reactor.close`. Refuses to own how they came to be, and the log line.
+
+Theory of operation
+-------------------
+A relay has two ends; each `End` is also the direction that begins at it and leads to its `peer`.
+
+    copying    recv(2) into a fresh buffer, send(2) at once. What the peer does not take stays in `unsent`, and
+               reading stops until the peer is writable again: back-pressure is the kernel's.
+    splicing   a direction that filled its buffer FULL_READS times in a row goes through a pipe, splice(2) in
+               and out, until a piece is small again. The pipe goes back to the pool whenever it is empty.
+    finished   the source sent FIN and all of it was passed on; the peer was shut down for writing, or, as the
+               second direction to finish, both sockets are closed.
+
+A reset or an error on either end ends the relay: what had arrived before it is passed on as far as the other end
+takes it at once, then that end is reset too (SO_LINGER 0), and nothing that is still under way is waited for, as
+between two hosts without a proxy.
+
+A read that returns less than it could has drained the socket (epoll(7), "Questions and answers" 9), and if the
+FIN was reported before that read, it was the last. So the usual connection never asks for EAGAIN or for an end
+of file. Urgent data breaks this rule, for reads end at the mark (tcp(7)): such a direction reads to EAGAIN, gets
+the urgent byte in line, and never splices, since splice(2) does not pass a mark. A read at the mark loses the
+byte unless SO_OOBINLINE is set. The listener sets it for clients; for an upstream socket it is set before the
+first read that no event of the socket led to, since only an event tells of the mark in time.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from _socket import socket as RawSocket
+from collections.abc import Callable
+from select import EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP
+
+from tnat64d.proxy.pipes import PIPE_SIZE_BYTES, Pipe, PipePool
+from tnat64d.proxy.reactor import Reactor
+
+READ_SIZE_BYTES = 64 * 1024
+FULL_READS = 2
+SPLICE_WORTH_BYTES = 16 * 1024
+"""A piece smaller than this is cheaper to copy than to pass through a pipe."""
+
+TURN_READS = 16
+"""Reads, of a full buffer or a full pipe each, that a direction may make before others have their turn."""
+
+READS = EPOLLIN | EPOLLRDHUP | EPOLLPRI | EPOLLET
+READS_AND_WRITES = READS | EPOLLOUT
+
+_ARRIVED = EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLPRI  # EPOLLPRI alone: an urgent byte and nothing else
+_DONTWAIT = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+_SPLICE = os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE
+_LINGER_RESET = struct.pack("ii", 1, 0)
+
+
+def reset(sock: RawSocket) -> None:
+    """Make closing `sock` send RST instead of FIN (socket(7), SO_LINGER with a zero timeout)."""
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
+    except OSError:
+        pass  # the connection is gone already
+
+
+class End:
+    """One socket of a relay, and the direction from it to its peer."""
+
+    __slots__ = (
+        "fd",
+        "finished",
+        "fin_reported",
+        "full_reads",
+        "may_delay",
+        "passed_bytes",
+        "peer",
+        "pipe",
+        "relay",
+        "sock",
+        "unsent",
+        "urgent",
+        "watched",
+    )
+
+    peer: End
+
+    def __init__(self, relay: Relay, sock: RawSocket) -> None:
+        self.relay = relay
+        self.sock = sock
+        self.fd = sock.fileno()
+        self.watched = 0
+        self.unsent: bytes | None = None
+        self.pipe: Pipe | None = None
+        self.full_reads = 0
+        self.passed_bytes = 0
+        self.may_delay = False
+        self.fin_reported = False
+        self.finished = False
+        self.urgent = False
+
+    def ready(self, mask: int) -> None:
+        """See `reactor.Watcher`."""
+        relay = self.relay
+        if relay.closed:
+            return
+        if mask & EPOLLERR:
+            self._pass_on_last_words()
+            relay.abort()
+            return
+        if mask & EPOLLPRI and not self.urgent:
+            self._expect_marks()
+        if mask & (EPOLLRDHUP | EPOLLHUP):
+            self.fin_reported = True
+        if mask & _ARRIVED and not self.finished:
+            self.pump()
+        if mask & EPOLLOUT and not relay.closed:
+            peer = self.peer
+            if peer.unsent is not None or peer.pipe is not None:
+                peer.pump()
+
+    def crashed(self) -> None:
+        """See `reactor.Watcher`."""
+        self.relay.abort()
+
+    def pump(self) -> None:
+        """Pass on what has arrived here, as far as the peer takes it."""
+        if self.may_delay:
+            self._send_without_delay()
+        try:
+            if self.unsent is not None and not self._send(self.unsent):
+                return
+            if self.pipe is None and self.full_reads < FULL_READS:
+                drained = self._copy()
+            else:
+                drained = self._splice()
+        except OSError:
+            self.relay.abort()
+            return
+        if drained:
+            self.relay.finish(self)
+
+    def _pass_on_last_words(self) -> None:
+        """Pass on what arrived before the reset: recv(2) and splice(2) give it out first, then the error."""
+        try:
+            if not self.finished and (self.unsent is None or self._send(self.unsent)):
+                if self.pipe is None:
+                    self._copy()
+                else:
+                    self._splice()
+        except OSError:
+            pass  # the reset itself; the relay ends anyway
+
+    def _copy(self, may_splice: bool = True) -> bool:
+        """Copy until there is nothing more for now; True if nothing more will ever come."""
+        recv = self.sock.recv
+        for _ in range(TURN_READS):
+            try:
+                data = recv(READ_SIZE_BYTES, _DONTWAIT)
+            except BlockingIOError:
+                return False
+            size_bytes = len(data)
+            if not size_bytes:
+                return True
+            if not self._send(data):
+                return False
+            if size_bytes < READ_SIZE_BYTES:
+                self.full_reads = 0
+                if not self.urgent:
+                    return self.fin_reported
+            elif not self.urgent:
+                self.full_reads += 1
+                if self.full_reads == 1:
+                    self._take_urgent_data_in_line()
+                    self._send_without_delay()
+                if self.full_reads >= FULL_READS and may_splice:
+                    return self._splice()
+        self.relay.reactor.again(self)
+        return False
+
+    def _send_without_delay(self) -> None:
+        """A first small segment is never held back (RFC 896: nothing is unacknowledged), the next may be. So
+        only a connection with more than one thing to say pays for the option."""
+        self.may_delay = False
+        try:
+            self.peer.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        except OSError:
+            pass  # the connection is gone already, and the next call on it says so
+
+    def _send(self, data: bytes) -> bool:
+        """Send `data` to the peer; False if some of it is left in `unsent`."""
+        peer = self.peer
+        try:
+            sent_bytes = peer.sock.send(data, _DONTWAIT)
+        except BlockingIOError:
+            sent_bytes = 0
+        self.passed_bytes += sent_bytes
+        if sent_bytes == len(data):
+            self.unsent = None
+            return True
+        self.unsent = data[sent_bytes:] if sent_bytes else data
+        self._take_urgent_data_in_line()
+        peer.watch_for_writing()
+        return False
+
+    def _splice(self) -> bool:
+        """Splice until there is nothing more for now; True if nothing more will ever come."""
+        pipe = self.pipe or self._take_pipe()
+        if pipe is None:
+            self.full_reads = 0
+            self.relay.reactor.again(self)
+            return False
+        for _ in range(TURN_READS):
+            if not self._empty(pipe):
+                return False
+            if self.urgent:
+                self._return_pipe()
+                return self._copy()
+            try:
+                pipe.held_bytes = os.splice(self.fd, pipe.write_fd, PIPE_SIZE_BYTES, flags=_SPLICE)
+            except BlockingIOError:
+                self._return_pipe()
+                return False
+            if not pipe.held_bytes:
+                # The end of the stream, or a mark that the FIN has overtaken (net/ipv4/tcp.c,
+                # tcp_splice_read); recv(2) tells.
+                self._expect_marks()
+            elif pipe.held_bytes < SPLICE_WORTH_BYTES:
+                self.full_reads = 0
+                if not self._empty(pipe):
+                    return False
+                self._return_pipe()
+                return self._copy(may_splice=False)
+        if self._empty(pipe):
+            self._return_pipe()
+            self.relay.reactor.again(self)
+        return False
+
+    def _empty(self, pipe: Pipe) -> bool:
+        """Pass on what `pipe` holds; False if the peer does not take all of it now."""
+        while pipe.held_bytes:
+            try:
+                passed_bytes = os.splice(pipe.read_fd, self.peer.fd, pipe.held_bytes, flags=_SPLICE)
+            except BlockingIOError:
+                self.peer.watch_for_writing()
+                return False
+            pipe.held_bytes -= passed_bytes
+            self.passed_bytes += passed_bytes
+        return True
+
+    def _take_pipe(self) -> Pipe | None:
+        # splice(2) looks at the file's O_NONBLOCK, not only at its own flag (net/ipv4/tcp.c, tcp_splice_read).
+        os.set_blocking(self.fd, False)
+        os.set_blocking(self.peer.fd, False)
+        self.pipe = self.relay.pipes.take()
+        return self.pipe
+
+    def _return_pipe(self) -> None:
+        if self.pipe is not None:
+            self.relay.pipes.give_back(self.pipe)
+            self.pipe = None
+
+    def _expect_marks(self) -> None:
+        """From now on a short read does not mean that the socket is empty."""
+        self.urgent = True
+        self.full_reads = 0
+        self._take_urgent_data_in_line()
+
+    def _take_urgent_data_in_line(self) -> None:
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+
+    def watch_for_writing(self) -> None:
+        """Be told when this socket takes bytes again; costs a system call only the first time."""
+        if not self.watched & EPOLLOUT:
+            self.watched = READS_AND_WRITES
+            self.relay.reactor.change(self.fd, READS_AND_WRITES)
+
+    def release(self) -> None:
+        """Let go of the pipe and the socket."""
+        self._return_pipe()
+        self.relay.reactor.close(self.sock)
+
+
+class Relay:
+    """Two ends and their life together. `closed_by_reset`: it did not end with both FINs."""
+
+    __slots__ = ("client", "closed", "closed_by_reset", "ended", "pipes", "reactor", "upstream")
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        pipes: PipePool,
+        client: RawSocket,
+        upstream: RawSocket,
+        ended: Callable[[Relay], None],
+    ) -> None:
+        """`ended` is called once, after both sockets were given up."""
+        self.reactor = reactor
+        self.pipes = pipes
+        self.ended = ended
+        self.closed = False
+        self.closed_by_reset = False
+        self.client = End(self, client)
+        self.upstream = End(self, upstream)
+        self.client.peer = self.upstream
+        self.upstream.peer = self.client
+
+    def start(self, client_mask: int | None, upstream_mask: int) -> None:
+        """Begin. `upstream_mask`: what was reported of the upstream socket, which is watched for
+        READS_AND_WRITES already; `client_mask`: the same for the client, None if it is not watched yet.
+        """
+        reactor, client, upstream = self.reactor, self.client, self.upstream
+        upstream.watched = READS_AND_WRITES
+        reactor.hand_over(upstream.fd, upstream)
+        client.watched = READS
+        if client_mask is not None:
+            reactor.hand_over(client.fd, client)
+            client.may_delay = True
+            client.ready(client_mask | EPOLLIN)
+        else:
+            # Read before watching: what is there already then needs no event of its own.
+            client.pump()
+            client.may_delay = True
+            if not self.closed:
+                reactor.watch(client.fd, client.watched, client)
+        if upstream_mask & ~EPOLLOUT:
+            upstream.ready(upstream_mask)
+
+    def finish(self, end: End) -> None:
+        """The direction from `end` is complete: pass the FIN on."""
+        end.finished = True
+        peer = end.peer
+        if peer.finished:
+            self._close()
+        else:
+            try:
+                peer.sock.shutdown(socket.SHUT_WR)
+            except OSError:
+                self.abort()
+
+    def abort(self) -> None:
+        """End both sides with a reset."""
+        if not self.closed:
+            self.closed_by_reset = True
+            reset(self.client.sock)
+            reset(self.upstream.sock)
+            self._close()
+
+    def _close(self) -> None:
+        self.closed = True
+        for end in (self.client, self.upstream):
+            end.release()
+            # No reference cycle is left, so that this costs the garbage collector nothing.
+            end.relay = NO_RELAY
+            end.peer = NO_END
+        self.ended(self)
+
+
+NO_RELAY = Relay.__new__(Relay)
+NO_RELAY.closed = True
+NO_END = End.__new__(End)
+"""What a closed end belongs to: nothing that could be kept alive by it."""
