@@ -1,0 +1,187 @@
+"""The control socket, both ends, and whatever else may sit at its path."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from tnat64d.daemon.control import Answer, ControlServer, ask
+from tnat64d.errors import ConfigurationError, Tnat64Error, UnavailableError
+
+ASK_AS_NOBODY = """
+import os, socket, sys
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+sock = socket.socket(socket.AF_UNIX)
+sock.connect(sys.argv[1])
+sock.sendall(b'{"request": "status"}\\n')
+print(sock.makefile().readline())
+"""
+
+
+@pytest.fixture
+def path() -> Iterator[Path]:
+    """A path of a socket in a directory that every user may search."""
+    with tempfile.TemporaryDirectory(prefix="tnat64-control-") as name:
+        Path(name).chmod(0o755)
+        yield Path(name) / "control.sock"
+
+
+@pytest.fixture
+async def server(path: Path) -> AsyncIterator[ControlServer]:
+    """A server whose `status` answers, whose `refuse` and `misread` fail, and whose `wait` never ends."""
+
+    async def status() -> Answer:
+        return {"state": "serving"}
+
+    async def refuse() -> Answer:
+        raise Tnat64Error("not now")
+
+    async def misread() -> Answer:
+        raise ConfigurationError(["a:1:1: one", "a:2:1: two"])
+
+    async def wait() -> Answer:
+        await asyncio.Event().wait()
+        return {}
+
+    server = ControlServer(str(path), {"status": status, "refuse": refuse, "misread": misread, "wait": wait})
+    await server.start()
+    yield server
+    await server.stop()
+
+
+async def talk(path: Path, data: bytes) -> bytes:
+    """All that the server answers to `data`."""
+    reader, writer = await asyncio.open_unix_connection(path)
+    writer.write(data)
+    await writer.drain()
+    writer.write_eof()
+    answer = await reader.read()
+    writer.close()
+    return answer
+
+
+async def test_a_request_gets_its_answer(server: ControlServer, path: Path) -> None:
+    assert await asyncio.to_thread(ask, str(path), "status") == {"state": "serving"}
+
+
+async def test_a_failure_is_the_askers_error(server: ControlServer, path: Path) -> None:
+    with pytest.raises(Tnat64Error, match=r"^not now$"):
+        await asyncio.to_thread(ask, str(path), "refuse")
+
+
+async def test_problems_of_a_file_are_the_askers_problems(server: ControlServer, path: Path) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        await asyncio.to_thread(ask, str(path), "misread")
+    assert caught.value.problems == ("a:1:1: one", "a:2:1: two")
+
+
+async def test_several_requests_on_one_connection(server: ControlServer, path: Path) -> None:
+    answers = (await talk(path, b'{"request": "status"}\n{"request": "refuse"}\n')).splitlines()
+    assert [json.loads(answer)["ok"] for answer in answers] == [True, False]
+
+
+@pytest.mark.parametrize(
+    "junk",
+    [b"\n", b"status\n", b"[]\n", b"{}\n", b'{"request": []}\n', b'{"request": "no"}\n', b"\xff\0\n", b"9" * 4000],
+)
+async def test_what_is_no_request_is_told_what_there_is(server: ControlServer, path: Path, junk: bytes) -> None:
+    answer = json.loads(await talk(path, junk))
+    assert answer["ok"] is False
+    assert "status, refuse" in answer["error"]
+
+
+async def test_an_endless_request_is_cut_off_and_the_next_asker_served(server: ControlServer, path: Path) -> None:
+    with pytest.raises(ConnectionError):
+        await talk(path, b"x" * 10_000_000)
+    assert await asyncio.to_thread(ask, str(path), "status") == {"state": "serving"}
+
+
+async def test_a_slow_request_does_not_hold_up_others(server: ControlServer, path: Path) -> None:
+    _, writer = await asyncio.open_unix_connection(path)
+    writer.write(b'{"request": "wait"}\n{"requ')
+    assert await asyncio.to_thread(ask, str(path), "status") == {"state": "serving"}
+    writer.close()
+
+
+@pytest.mark.netns
+async def test_other_users_are_refused(server: ControlServer, path: Path) -> None:
+    done = await asyncio.to_thread(
+        subprocess.run, [sys.executable, "-c", ASK_AS_NOBODY, str(path)], capture_output=True, check=True
+    )
+    assert json.loads(done.stdout) == {"ok": False, "error": "only root and the daemon's own user may ask"}
+
+
+async def test_a_second_server_leaves_the_first_alone(server: ControlServer, path: Path) -> None:
+    with pytest.raises(Tnat64Error, match=f"another tnat64d is running: it answers at {path}"):
+        await ControlServer(str(path), {}).start()
+    assert await asyncio.to_thread(ask, str(path), "status") == {"state": "serving"}
+
+
+def start_and_stop(path: Path) -> None:
+    async def both() -> None:
+        server = ControlServer(str(path), {})
+        await server.start()
+        await server.stop()
+
+    asyncio.run(both())
+
+
+def test_the_socket_of_a_daemon_that_was_killed_is_replaced(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as left_over:
+        left_over.bind(str(path))
+    start_and_stop(path)
+    assert not path.exists()
+
+
+def test_a_file_that_is_no_socket_is_left_alone(path: Path) -> None:
+    path.write_text("precious")
+    with pytest.raises(Tnat64Error, match=r"cannot make the control socket .*; set control.socket"):
+        start_and_stop(path)
+    assert path.read_text() == "precious"
+
+
+def test_a_place_where_no_socket_can_be_made_is_named(path: Path) -> None:
+    path.write_text("")
+    with pytest.raises(Tnat64Error, match=rf"cannot make the control socket {path}/below: \w"):
+        start_and_stop(path / "below")
+
+
+def test_nobody_answers_where_nothing_is(path: Path) -> None:
+    with pytest.raises(UnavailableError, match=f"no tnat64d answers at {path}"):
+        ask(str(path), "status")
+
+
+@pytest.mark.parametrize("answer", [b"", b"\n", b"[]\n", b"{}\n", b"7\n", b"null\n", b"\xff\n", b'{"ok": true'])
+def test_a_stranger_at_the_socket_is_not_taken_for_a_daemon(path: Path, answer: bytes) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+
+        def serve() -> None:
+            client, _ = listener.accept()
+            with client:
+                client.recv(100)
+                client.sendall(answer)
+
+        stranger = threading.Thread(target=serve)
+        stranger.start()
+        with pytest.raises(UnavailableError):
+            ask(str(path), "status")
+        stranger.join()
+
+
+def test_a_daemon_that_hangs_is_waited_for_no_longer_than_asked(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        with pytest.raises(UnavailableError):
+            ask(str(path), "status", timeout_s=0.05)

@@ -1,0 +1,92 @@
+"""When rules are made and taken away, with rules that only take notes."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+
+import pytest
+
+from tnat64d.core.config import Config
+from tnat64d.daemon.rules import RulesThread
+from tnat64d.errors import Tnat64Error
+
+
+class Notes:
+    """Takes down what is asked of it, and what the thread that asks is like."""
+
+    device: int | None = None
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.fails = False
+        self.may_go_on = threading.Event()
+        self.may_go_on.set()
+        self.blocked: set[signal.Signals] = set()
+
+    def begin(self) -> tuple[int, ...]:
+        return ()
+
+    def install(self, config: Config) -> None:
+        self.blocked = {signal.Signals(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, ())}
+        assert self.may_go_on.wait(5)
+        if self.fails:
+            raise Tnat64Error("no")
+        self.asked.append("install")
+
+    def remove(self) -> None:
+        self.asked.append("remove")
+
+    def answer(self) -> None:
+        self.asked.append("answer")
+
+
+async def test_what_was_installed_is_removed_once() -> None:
+    notes = Notes()
+    thread = RulesThread(notes)
+    await thread.install(Config())
+    await thread.remove()
+    await thread.remove()
+    assert notes.asked == ["install", "remove"]
+
+
+async def test_what_was_never_installed_is_not_removed() -> None:
+    notes = Notes()
+    await RulesThread(notes).remove()
+    assert notes.asked == []
+
+
+async def test_what_failed_to_install_has_undone_itself() -> None:
+    notes = Notes()
+    notes.fails = True
+    thread = RulesThread(notes)
+    with pytest.raises(Tnat64Error):
+        await thread.install(Config())
+    await thread.remove()
+    assert notes.asked == []
+
+
+async def test_an_installation_that_is_given_up_is_awaited_and_removed() -> None:
+    notes = Notes()
+    notes.may_go_on.clear()
+    thread = RulesThread(notes)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await thread.install(Config())
+    removal = asyncio.ensure_future(thread.remove())
+    notes.may_go_on.set()
+    await removal
+    assert notes.asked == ["install", "remove"]
+
+
+async def test_a_terminal_cannot_interrupt_what_changes_rules() -> None:
+    notes = Notes()
+    await RulesThread(notes).install(Config())
+    assert notes.blocked >= {signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP}
+
+
+async def test_without_rules_there_is_nothing_to_do() -> None:
+    thread = RulesThread(None)
+    await thread.install(Config())
+    await thread.remove()

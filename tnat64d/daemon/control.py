@@ -1,0 +1,134 @@
+"""The control socket: newline-terminated JSON objects over AF_UNIX, a request and its answer at a time.
+
+Owns the wire format, the socket's file, and both ends of it. Refuses to own what a request does.
+
+    request   {"request": NAME}
+    answer    {"ok": true, …}   or   {"ok": false, "error": SENTENCE, "problems": [PROBLEM, …]}
+
+Only a mistake in a configuration file has `problems`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+import os
+import socket
+import struct
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from tnat64d.errors import ConfigurationError, Tnat64Error, UnavailableError
+
+REQUEST_LIMIT_BYTES = 4096
+CONNECT_TIMEOUT_S = 5.0
+
+Answer = dict[str, Any]
+_DENIED: Answer = {"ok": False, "error": "only root and the daemon's own user may ask"}
+Handler = Callable[[], Awaitable[Answer]]
+
+
+class ControlServer:
+    """Answers requests at `path` with the handlers of `requests`; only the daemon's user and root may ask.
+
+    They are told apart by their credentials (unix(7), SO_PEERCRED), not by the file's mode: root without
+    CAP_DAC_OVERRIDE, as in a hardened unit, could not open a file that is the daemon's alone.
+    """
+
+    def __init__(self, path: str, requests: dict[str, Handler]) -> None:
+        self._path = Path(path)
+        self._requests = requests
+        self._server: asyncio.Server | None = None
+
+    async def start(self) -> None:
+        """Listen. Raises Tnat64Error if another daemon answers there, or the socket cannot be made."""
+        if _is_answered(self._path):
+            raise Tnat64Error(f"another tnat64d is running: it answers at {self._path}")
+        try:
+            self._path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            if self._path.is_socket():
+                self._path.unlink()  # of a daemon that was killed
+            elif self._path.exists():
+                raise OSError(errno.EEXIST, "there is something else of this name")
+            self._server = await asyncio.start_unix_server(self._serve, self._path, limit=REQUEST_LIMIT_BYTES)
+            os.chmod(self._path, 0o666)
+        except OSError as error:
+            hint = "set control.socket in tnat64d.toml"
+            raise Tnat64Error(f"cannot make the control socket {self._path}: {error.strerror}; {hint}") from None
+
+    async def stop(self) -> None:
+        """Answer no more."""
+        if self._server is not None:
+            self._server.close()
+            self._path.unlink(missing_ok=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        allowed = _user_of(writer.get_extra_info("socket")) in (0, os.geteuid())
+        try:
+            while line := await reader.readline():
+                answer = await self._answer(line) if allowed else _DENIED
+                writer.write(json.dumps(answer).encode() + b"\n")
+                await writer.drain()
+                if not allowed:
+                    break  # or anybody could hold descriptors of the daemon
+        except (ConnectionError, ValueError):
+            pass  # the asker is gone, or sent more than a request may hold
+        except asyncio.CancelledError:
+            pass  # the daemon ends; asyncio before 3.12 would log this as an error (its streams.py)
+        finally:
+            writer.close()
+
+    async def _answer(self, line: bytes) -> Answer:
+        try:
+            name = json.loads(line)["request"]
+            handler = self._requests[name]
+        except (ValueError, TypeError, KeyError):
+            return {"ok": False, "error": f"not a request; there are: {', '.join(self._requests)}"}
+        try:
+            return {"ok": True} | await handler()
+        except ConfigurationError as error:
+            return {"ok": False, "error": str(error), "problems": error.problems}
+        except Tnat64Error as error:
+            return {"ok": False, "error": str(error)}
+
+
+def _user_of(sock: socket.socket) -> int:
+    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    return int(struct.unpack("=iII", credentials)[1])
+
+
+def _is_answered(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+    return True
+
+
+def ask(path: str, request: str, timeout_s: float | None = None, *, until_end: bool = False) -> Answer:
+    """The running daemon's answer to `request`; `timeout_s` None waits for as long as it takes.
+
+    `until_end` waits until the daemon has ended, too. Raises UnavailableError if no daemon answers, Tnat64Error
+    or ConfigurationError if it says no.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(CONNECT_TIMEOUT_S)
+        try:
+            sock.connect(path)
+            sock.settimeout(timeout_s)
+            sock.sendall(json.dumps({"request": request}).encode() + b"\n")
+            with sock.makefile("rb") as answers:
+                answer: Answer = json.loads(answers.readline())
+                accepted = answer.pop("ok")
+                if until_end:
+                    answers.read()
+        except (OSError, ValueError, LookupError, AttributeError, TypeError):
+            raise UnavailableError(f"no tnat64d answers at {path}: is it running?") from None
+    if problems := answer.get("problems"):
+        raise ConfigurationError(problems)
+    if not accepted:
+        raise Tnat64Error(str(answer.get("error")))
+    return answer

@@ -1,0 +1,254 @@
+"""The first process: it starts and ends the daemon, and speaks with the outside.
+
+Owns signals, the control socket, the service manager's protocol, reloading, and, in `up`, the moment at which
+the kernel's rules are made. Refuses to own processes (`daemon.pool`) and connections.
+
+    STARTING ──workers ready, rules stand──> SERVING ──SIGTERM, SIGINT, drain──> DRAINING ──> the end
+        └──────────── a failure ────────────────┴──────── a second signal ─────────┴──────> the end, at once
+
+It runs on plain asyncio: pyroute2, which `up` needs, cannot live beside uvloop, and nothing here need be fast.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from tnat64d import __version__
+from tnat64d.core.config import Config
+from tnat64d.core.settings import Settings
+from tnat64d.daemon import listening
+from tnat64d.daemon.control import Answer, ControlServer
+from tnat64d.daemon.pool import WorkerPool
+from tnat64d.daemon.rules import Rules, RulesThread
+from tnat64d.errors import Tnat64Error
+from tnat64d.kernel import original_dst
+from tnat64d.kernel.default_routes import DefaultRouteMonitor
+from tnat64d.kernel.systemd import Notifier
+from tnat64d.proxy.counters import Counter
+
+_log = logging.getLogger(__name__)
+
+START_TIMEOUT_S = 30.0
+DRAIN_GRACE_S = 5.0
+"""Beyond the drain timeout, for workers that do not keep it."""
+
+MAX_AUTO_WORKERS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What the command line gives to the daemon. `load_config` reads tnat64.conf; `rules`: None in `serve`."""
+
+    settings: Settings
+    load_config: Callable[[], Config]
+    notifier: Notifier
+    verbose: bool
+    rules: Rules | None = None
+
+
+def run(surroundings: Surroundings) -> None:
+    """Serve until told to stop. Raises Tnat64Error if the daemon cannot start or cannot go on."""
+    config = surroundings.load_config()
+    with asyncio.Runner() as runner:
+        runner.run(_Supervisor(surroundings, config).run())
+
+
+class _State(StrEnum):
+    """See the module's picture."""
+
+    STARTING = "starting"
+    SERVING = "serving"
+    DRAINING = "draining"
+
+
+class _Supervisor:
+    def __init__(self, surroundings: Surroundings, config: Config) -> None:
+        self._surroundings = surroundings
+        self._settings = settings = surroundings.settings
+        self._config = config
+        self._started_at = time.time()
+        self._state = _State.STARTING
+        self._stop = asyncio.Event()
+        self._hangup = asyncio.Event()
+        self._reloading = asyncio.Lock()
+        self._rules = RulesThread(surroundings.rules)
+        proxy = settings.proxy
+        original_dst.require_marking(settings.rules.mark)
+        self._listens_on = listening.address(settings.scope)
+        self._sockets = listening.listen(
+            self._listens_on, proxy.port, worker_count(proxy.workers), settings.rules.mode, proxy.keepalive_s
+        )
+        self._pool = WorkerPool(settings, config, self._sockets, verbose=surroundings.verbose)
+        self._pool.share(self._rules.begin())
+        self._control = ControlServer(
+            settings.control.socket,
+            {"status": self._status, "reload": self._reload, "drain": self._drain},
+        )
+
+    async def run(self) -> None:
+        """From start to end."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_stop_signal)
+        loop.add_signal_handler(signal.SIGHUP, self._hangup.set)
+        try:
+            await self._control.start()
+            async with asyncio.TaskGroup() as tasks:
+                pool = tasks.create_task(self._pool.run(), name="workers")
+                try:
+                    await self._live(tasks, pool)
+                finally:
+                    self._pool.end_now()
+                    # After a failure the group would cancel it, and leave its processes.
+                    await asyncio.wait({pool})
+        except* Tnat64Error as group:
+            raise group.exceptions[0] from None
+        finally:
+            try:
+                await self._rules.remove()
+            finally:
+                await self._control.stop()
+                for sock in self._sockets:
+                    sock.close()
+        _log.info("stopped")
+
+    async def _live(self, tasks: asyncio.TaskGroup, pool: asyncio.Task[None]) -> None:
+        monitor = DefaultRouteMonitor(asyncio.get_running_loop(), self._on_routes_changed)
+        companions = (
+            tasks.create_task(self._feed_watchdog(), name="watchdog"),
+            tasks.create_task(self._reload_on_hangup(), name="reload"),
+        )
+        try:
+            async with self._reloading:  # a reload waits until there is something to reload
+                await self._start()
+            await self._stop.wait()
+            await self._finish(pool)
+        finally:
+            for companion in companions:
+                companion.cancel()
+            monitor.close()
+
+    async def _start(self) -> None:
+        ready = asyncio.ensure_future(self._pool.ready.wait())
+        stop = asyncio.ensure_future(self._stop.wait())
+        try:
+            done, _ = await asyncio.wait({ready, stop}, timeout=START_TIMEOUT_S, return_when="FIRST_COMPLETED")
+        finally:
+            ready.cancel()
+            stop.cancel()
+        if not done:
+            raise Tnat64Error(f"the workers were not ready after {START_TIMEOUT_S:.0f} s")
+        if self._stop.is_set():
+            return
+        await self._rules.install(self._config)
+        if self._config.default_prefix is None and not self._config.paths:
+            _log.warning("tnat64.conf has no nat64_prefix: every destination is tried by IPv4 only")
+        self._state = _State.SERVING
+        _log.info(
+            "ready: %d worker%s on %s:%d, %s",
+            len(self._sockets),
+            "s" * (len(self._sockets) > 1),
+            self._listens_on,
+            self._settings.proxy.port,
+            _summary(self._config),
+        )
+        self._surroundings.notifier.ready(_summary(self._config))
+
+    async def _finish(self, pool: asyncio.Task[None]) -> None:
+        self._state = _State.DRAINING
+        timeout_s = self._settings.proxy.drain_timeout_s
+        self._surroundings.notifier.stopping(timeout_s + DRAIN_GRACE_S)
+        if active := self._pool.total(Counter.ACTIVE):
+            _log.info("draining %d connections for up to %g s; a second signal ends them now", active, timeout_s)
+        self._pool.drain(timeout_s)
+        done, _ = await asyncio.wait({pool}, timeout=timeout_s + DRAIN_GRACE_S)
+        if not done:
+            _log.warning("the workers did not end in time: they are ended now")
+
+    def _on_stop_signal(self) -> None:
+        if self._stop.is_set():
+            self._pool.end_now()
+        self._stop.set()
+
+    def _on_routes_changed(self) -> None:
+        _log.info("the default routes have changed: IPv4 is tried first again")
+        self._pool.forget_sticky()
+
+    async def _feed_watchdog(self) -> None:
+        notifier = self._surroundings.notifier
+        interval_s = notifier.watchdog_interval_s
+        while interval_s is not None:
+            if self._pool.ping():
+                notifier.watchdog()
+            await asyncio.sleep(interval_s)
+
+    async def _reload_on_hangup(self) -> None:
+        while True:
+            await self._hangup.wait()
+            self._hangup.clear()
+            try:
+                await self._reload()
+            except Tnat64Error as error:
+                _log.error("not reloaded, everything stays as it was:\n%s", error)
+
+    async def _reload(self) -> Answer:
+        """All or nothing: rules first, for they can fail; workers cannot refuse."""
+        async with self._reloading:
+            notifier = self._surroundings.notifier
+            notifier.reloading()
+            try:
+                config = await asyncio.to_thread(self._surroundings.load_config)
+                await self._install(config)
+                self._config = config
+                self._pool.reload(config)
+            finally:
+                notifier.ready(_summary(self._config))
+            _log.info("reloaded: %s", _summary(config))
+            return {"summary": _summary(config)}
+
+    async def _install(self, config: Config) -> None:
+        """Put the rules for `config` in the place of those that stand, or put these back."""
+        try:
+            await self._rules.install(config)
+        except Tnat64Error:
+            await self._rules.install(self._config)
+            raise
+
+    async def _drain(self) -> Answer:
+        """Stop accepting, and answer when the workers have ended."""
+        self._stop.set()
+        await self._pool.ended.wait()
+        return {}
+
+    async def _status(self) -> Answer:
+        return {
+            "version": __version__,
+            "pid": os.getpid(),
+            "started_at": self._started_at,
+            "state": self._state.value,
+            "listener": f"{self._listens_on}:{self._settings.proxy.port}",
+            "summary": _summary(self._config),
+            "sticky_scope": self._settings.policy.sticky_scope.value,
+            "sticky": self._pool.sticky_scopes(),
+            "total": {counter.name.lower(): self._pool.total(counter) for counter in Counter},
+            "workers": self._pool.describe(),
+        }
+
+
+def worker_count(configured: int | str) -> int:
+    """How many workers to run; "auto": one for each processor this process may use."""
+    if isinstance(configured, int):
+        return configured
+    return min(len(os.sched_getaffinity(0)), MAX_AUTO_WORKERS)
+
+
+def _summary(config: Config) -> str:
+    prefix = "no default prefix" if config.default_prefix is None else f"prefix {config.default_prefix}"
+    return f"{prefix}, {len(config.paths)} paths, {len(config.local)} local networks"
