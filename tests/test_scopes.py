@@ -1,0 +1,263 @@
+"""Scopes, in a real kernel: who is included gets through, who is not fails at once, as without tnat64d.
+
+Every key runs with rules that the daemon owns, where the excluded program sees ENETUNREACH, and with static rules
+of every backend, where it is refused.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from tests.lab import SERVER_V4, IdealNat64Lab, Namespace, Port
+from tests.lab.daemon import Daemon, Service, Tables, dial, echo, expect_refused, run_cli
+from tnat64d.kernel import cgroup as cgroups
+
+pytestmark = pytest.mark.netns("iptables-nft", "iptables-legacy", "nft", "setpriv")
+
+OTHER_SERVER = "203.0.113.10"
+AT_ONCE_S = 0.9  # a SYN without an answer is sent again after 1 s
+NOBODY = 65534
+
+WAYS: dict[str, Tables] = {
+    "owned": {},
+    "static nftables": {"rules": {"backend": "nftables"}},
+    "static iptables-nft": {"rules": {"backend": "iptables", "iptables": "iptables-nft"}},
+    "static iptables-legacy": {"rules": {"backend": "iptables", "iptables": "iptables-legacy"}},
+}
+
+PROGRAM = """
+import errno, socket, sys
+sock = socket.socket()
+sock.settimeout(5)
+try:
+    sock.connect((sys.argv[1], int(sys.argv[2])))
+    sock.sendall(b"hello")
+    print("through" if sock.recv(5) == b"hello" else "silent")
+except OSError as error:
+    print(errno.errorcode.get(error.errno, repr(error)))
+"""
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program, by whom and in which control group it runs, and where it connects to."""
+
+    uid: int = 0
+    gid: int = 0
+    in_cgroup: bool = False
+    address: str = SERVER_V4
+    port: int = Port.ECHO
+
+    def outcome(self, host: Namespace, cgroup: Path) -> tuple[str, float]:
+        """What connect() and one echo come to, and the seconds that the whole program took."""
+        enter = f'echo $$ >{cgroup}/cgroup.procs; exec "$@"' if self.in_cgroup else 'exec "$@"'
+        identity = ["setpriv", f"--reuid={self.uid}", f"--regid={self.gid}", "--clear-groups", "--"]
+        argv = ["sh", "-ec", enter, "sh", *identity, sys.executable, "-Ic", PROGRAM, self.address, str(self.port)]
+        started = time.monotonic()
+        said = host.run(argv, timeout_s=20).stdout.strip()
+        return said, time.monotonic() - started
+
+
+@dataclass(frozen=True)
+class Case:
+    """A [scope] table; CGROUP stands for the path of the test's control group."""
+
+    scope: dict[str, list[str]]
+    included: list[Program]
+    excluded: list[Program]
+    shown: list[str] = field(default_factory=list)
+
+
+CASES = {
+    "users": Case({"users": ["nobody"]}, [Program(NOBODY)], [Program()], ["skuid 65534", "--uid-owner 65534"]),
+    "not_users": Case(
+        {"not_users": ["nobody"]}, [Program()], [Program(NOBODY)], ["skuid 65534", "--uid-owner 65534"]
+    ),
+    "groups": Case(
+        {"groups": ["nogroup"]}, [Program(gid=NOBODY)], [Program()], ["skgid 65534", "--gid-owner 65534"]
+    ),
+    "not_groups": Case({"not_groups": ["nogroup"]}, [Program()], [Program(gid=NOBODY)]),
+    "cgroups": Case(
+        {"cgroups": ["CGROUP"]}, [Program(in_cgroup=True)], [Program()], ["cgroupv2", "-m cgroup --path"]
+    ),
+    "not_cgroups": Case({"not_cgroups": ["CGROUP"]}, [Program()], [Program(in_cgroup=True)]),
+    "units": Case({"units": ["UNIT"]}, [Program(in_cgroup=True)], [Program()]),
+    "not_units": Case({"not_units": ["UNIT"]}, [Program()], [Program(in_cgroup=True)]),
+    "ports": Case(
+        {"ports": [str(int(Port.ECHO))]},
+        [Program()],
+        [Program(port=Port.BANNER)],
+        [f"tcp dport {int(Port.ECHO)} ", f"--dport {int(Port.ECHO)}:{int(Port.ECHO)}"],
+    ),
+    "not_ports": Case({"not_ports": ["8-65535"]}, [Program()], [Program(port=Port.BANNER)]),
+    "networks": Case({"networks": ["198.51.100.0/24"]}, [Program()], [Program(address=OTHER_SERVER)]),
+    "not_networks": Case({"not_networks": ["203.0.113.0/24"]}, [Program()], [Program(address=OTHER_SERVER)]),
+    "users and ports": Case(
+        {"users": ["nobody"], "ports": [str(int(Port.ECHO))]},
+        [Program(NOBODY)],
+        [Program(), Program(NOBODY, port=Port.BANNER)],
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[IdealNat64Lab]:
+    """One for all; each daemon leaves it as it was."""
+    with IdealNat64Lab() as made:
+        made.start_servers()
+        yield made
+
+
+@pytest.fixture(scope="module")
+def cgroup() -> Iterator[Path]:
+    """The control group of a unit: a slice, so that nothing of systemd is needed to know where it is."""
+    path = cgroups.root() / f"tnat64dtest{os.getpid()}.slice"
+    path.mkdir()
+    try:
+        yield path
+    finally:
+        path.rmdir()
+
+
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest) -> str:
+    """How rules are kept, and by what."""
+    chosen: str = request.param
+    return chosen
+
+
+def service(lab: IdealNat64Lab, way: str, scope: dict[str, list[str]]) -> Service:
+    settings: Tables = {**WAYS[way], "scope": scope}
+    return Service(lab.client, lab.directory, settings=settings, is_static=way != "owned")
+
+
+def with_names(scope: dict[str, list[str]], cgroup: Path) -> dict[str, list[str]]:
+    names = {"CGROUP": cgroup.name, "UNIT": cgroup.name}
+    return {key: [names.get(value, value) for value in values] for key, values in scope.items()}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_included_get_through_and_the_excluded_fail_at_once(
+    lab: IdealNat64Lab, cgroup: Path, way: str, name: str
+) -> None:
+    case = CASES[name]
+    refusal = "ENETUNREACH" if way == "owned" else "ECONNREFUSED"
+    with service(lab, way, with_names(case.scope, cgroup)):
+        for program in case.included:
+            assert program.outcome(lab.client, cgroup)[0] == "through", program
+        for program in case.excluded:
+            said, took_s = program.outcome(lab.client, cgroup)
+            assert said == refusal, program
+            assert took_s < AT_ONCE_S + 1, "the program itself takes up to a second to start"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_dry_run_shows_the_scope(lab: IdealNat64Lab, cgroup: Path, way: str, name: str) -> None:
+    case = CASES[name]
+    settings: Tables = {**WAYS[way], "scope": with_names(case.scope, cgroup)}
+    daemon = Daemon(lab.client, lab.directory, command="serve", settings=settings)
+    done = run_cli(lab.client, "setup", "--dry-run", "-f", str(daemon.conf), "-c", str(daemon.settings))
+    assert done.returncode == 0, done.stderr
+    assert not case.shown or any(text in done.stdout for text in case.shown)
+    assert "# backend " in done.stdout
+
+
+# Gateway: others behind an interface of this host
+
+CONTAINER = "172.17.0.2"
+BRIDGE = "172.17.0.1"
+
+
+class GatewayLab(IdealNat64Lab):
+    """An IPv6-only host with a bridge, behind which an IPv4-only container is. The host forwards nothing."""
+
+    roles: tuple[str, ...] = ("client", "server", "container")
+
+    def build(self) -> None:
+        """Wire the container to br-test."""
+        super().build()
+        self.link("client", "veth0", "container", "eth0")
+        self.ip(
+            "client",
+            "link add br-test type bridge",
+            "link set veth0 master br-test up",
+            f"addr add {BRIDGE}/24 dev br-test",
+            "link set br-test up",
+        )
+        self.ip(
+            "container", f"addr add {CONTAINER}/24 dev eth0", "link set eth0 up", f"route add default via {BRIDGE}"
+        )
+        self.client.write_sysctl("net.ipv4.ip_forward", 0)
+
+    @property
+    def container(self) -> Namespace:
+        """What is behind the bridge."""
+        return self.namespaces["container"]
+
+
+@pytest.fixture
+def gateway_lab() -> Iterator[GatewayLab]:
+    """See GatewayLab."""
+    with GatewayLab() as made:
+        made.start_servers()
+        yield made
+
+
+@pytest.mark.parametrize("device", ["br-test", "br-*"])
+def test_a_container_gets_out_through_the_gateway(gateway_lab: GatewayLab, way: str, device: str) -> None:
+    with service(gateway_lab, way, {"gateway": [device]}) as running:
+        for _ in range(3):
+            with dial(gateway_lab.container, Port.ECHO) as sock:
+                echo(sock, b"x" * 100_000)
+                assert sock.getpeername() == (SERVER_V4, Port.ECHO)
+        running.daemon.wait_for_log(rf"{CONTAINER}:\d+ -> {SERVER_V4}:7 via NAT64")
+        with dial(gateway_lab.client, Port.ECHO) as sock:  # the host's own programs as well
+            echo(sock)
+
+
+def test_the_listener_refuses_a_container_that_connects_to_it_directly(gateway_lab: GatewayLab, way: str) -> None:
+    with service(gateway_lab, way, {"gateway": ["br-test"]}) as running:
+        before = running.daemon.total("not_captured")
+        expect_refused(gateway_lab.container, 6464, BRIDGE)
+        expect_refused(gateway_lab.client, 6464, BRIDGE)
+        expect_refused(gateway_lab.client, 6464, "127.0.0.1")
+        running.daemon.wait_for_total("not_captured", before + 3)
+        with dial(gateway_lab.container, Port.ECHO) as sock:
+            echo(sock)
+
+
+def test_the_hosts_own_addresses_are_never_captured(gateway_lab: GatewayLab, way: str) -> None:
+    with service(gateway_lab, way, {"gateway": ["br-test"]}), gateway_lab.client.socket() as own:
+        own.bind((BRIDGE, 7777))
+        own.listen()
+        own.settimeout(5)
+        for host in (gateway_lab.container, gateway_lab.client):
+            with dial(host, 7777, BRIDGE) as client, own.accept()[0] as server:
+                server.sendall(b"here")
+                assert client.recv(4) == b"here"
+
+
+def test_a_container_behind_another_interface_is_left_alone(gateway_lab: GatewayLab, way: str) -> None:
+    """Without forwarding the host drops what it does not capture, as it did before."""
+    with service(gateway_lab, way, {"gateway": ["docker0"]}) as running:
+        accepted = running.daemon.total("accepted")
+        with pytest.raises(OSError, match=r"timed out|unreachable|No route"):
+            dial(gateway_lab.container, Port.ECHO, timeout_s=1.2)
+        assert running.daemon.total("accepted") == accepted
+
+
+def test_local_networks_and_excluded_ports_hold_behind_the_gateway_too(gateway_lab: GatewayLab, way: str) -> None:
+    with service(gateway_lab, way, {"gateway": ["br-test"], "not_ports": [str(int(Port.BANNER))]}) as running:
+        with dial(gateway_lab.container, Port.ECHO) as sock:
+            echo(sock)
+        accepted = running.daemon.total("accepted")
+        with pytest.raises(OSError, match=r"timed out|unreachable|No route"):
+            dial(gateway_lab.container, Port.BANNER, timeout_s=1.2)
+        assert running.daemon.total("accepted") == accepted
