@@ -6,10 +6,13 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
 from tests.proxy.peer import Peer, descriptors, raw, tcp_pair, until
+from tnat64d.proxy.deadlines import Deadlines
+from tnat64d.proxy.dialer import Dialer
 from tnat64d.proxy.pipes import Pipe, PipePool
 from tnat64d.proxy.reactor import Reactor
 from tnat64d.proxy.relay import FULL_READS, READS_AND_WRITES, End, Relay
@@ -39,12 +42,22 @@ class CountedReactor(Reactor):
 
 @pytest.fixture
 async def reactor() -> AsyncIterator[CountedReactor]:
-    """A reactor on the test's loop; no descriptor may be left when it has stopped."""
+    """A reactor on the test's loop; no callback may have failed and no descriptor be left when it has stopped."""
+    failures: list[dict[str, Any]] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: failures.append(context))
     before = descriptors()
-    reactor = CountedReactor(asyncio.get_running_loop())
+    reactor = CountedReactor(loop)
     yield reactor
     reactor.stop()
     assert descriptors() == before
+    assert failures == []
+
+
+def nothing_is_pending(dialer: Dialer) -> bool:
+    """Whether no deadline waits for a connection of the past."""
+    every_kind = [kind for kind in vars(dialer).values() if isinstance(kind, Deadlines)]
+    return len(every_kind) == 5 and not any(kind._pending for kind in every_kind)
 
 
 class CountingPool(PipePool):

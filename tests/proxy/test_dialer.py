@@ -6,15 +6,16 @@ import asyncio
 import errno
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from tests.lab import PREFIX
-from tests.proxy.conftest import CountedReactor
+from tests.proxy.conftest import CountedReactor, nothing_is_pending
 from tests.proxy.observer import Recording
-from tests.proxy.peer import Peer, descriptors, raw, tcp_pair, until
+from tests.proxy.peer import Peer, descriptors, descriptors_left, raw, tcp_pair, until
 from tests.proxy.ways import Ways, destination, inside
 from tnat64d.core.config import parse
 from tnat64d.core.policy import ScopeState, StickyMemory
@@ -66,14 +67,15 @@ class Office:
             server.setblocking(False)
             self.servers[way] = server
 
-    def call(self, address: str) -> tuple[Peer, Connection]:
-        """A client whose connection to `address` was captured."""
+    def call(self, address: str, descriptors: int | None = None) -> tuple[Peer, Connection]:
+        """A client whose connection to `address` was captured; only so many `descriptors` are left then."""
         client, captured = tcp_pair()
         self.peers.append(Peer(client))
         target = self.destinations.resolve((address, PORT))
         assert target is not None
         connection = Connection(client.getsockname(), target, asyncio.get_running_loop().time())
-        self.dialer.begin(raw(captured), connection)
+        with nullcontext() if descriptors is None else descriptors_left(descriptors):
+            self.dialer.begin(raw(captured), connection)
         return self.peers[-1], connection
 
     async def accept(self, way: str) -> Peer:
@@ -106,7 +108,7 @@ async def make_office(inside_ways: None, reactor: CountedReactor) -> AsyncIterat
         sticky: bool = False,
         fallback_delay_s: float = LONG_S,
         connect_timeout_s: float = LONG_S,
-        idle_timeout_s: float = 0,
+        idle_timeout_s: float = LONG_S,
         keepalive_s: int = 60,
         config: str = f"nat64_prefix = {PREFIX}",
     ) -> Office:
@@ -122,6 +124,7 @@ async def make_office(inside_ways: None, reactor: CountedReactor) -> AsyncIterat
     yield make
     for office in made:
         office.dialer.abort_all()
+        assert nothing_is_pending(office.dialer)
         office.dialer.close()
         for sock in (*office.servers.values(), *(peer.sock for peer in office.peers)):
             sock.close()
@@ -279,6 +282,19 @@ async def test_the_loser_of_the_race_is_closed(make_office: MakeOffice) -> None:
     assert sockets - left == 4, "the client, its captured end, the upstream and the server's end; no loser"
 
 
+@pytest.mark.parametrize("sticky", [False, True])
+async def test_without_a_descriptor_to_dial_with_the_client_is_reset_and_it_is_told(
+    make_office: MakeOffice, sticky: bool
+) -> None:
+    office = make_office(sticky=sticky)
+    office.serve("ipv4", "nat64")
+    client, connection = office.call(destination("answers", "answers"), descriptors=0)
+    assert await client.reset_error() == errno.ECONNRESET
+    assert (connection.ipv4_error, connection.nat64_error) == ((0, errno.EMFILE) if sticky else (errno.EMFILE, 0))
+    assert office.observer.exhaustions == 1
+    assert office.observer.lessons == [], "it says nothing about NAT64"
+
+
 async def test_only_ipv4_attempts_carry_the_mark(make_office: MakeOffice) -> None:
     office = make_office()
     office.serve("ipv4", "nat64")
@@ -393,6 +409,16 @@ async def test_a_connection_without_a_byte_lives_as_long_as_the_idle_timeout(mak
     office.call(destination("answers", "answers"))
     await office.observer.closing()
     assert loop.time() - start >= 0.2
+
+
+@pytest.mark.usefixtures("inside_ways")
+def test_a_listener_on_every_address_knows_the_hosts_own_ones() -> None:
+    destinations = Destinations(
+        parse(f"nat64_prefix = {PREFIX}", "test"), StickyScope.GLOBAL, ("0.0.0.0", PORT), lambda target: None
+    )
+    assert destinations.resolve(("192.0.2.1", PORT)) is None
+    assert destinations.resolve(("192.0.2.1", PORT + 1)) is not None
+    assert destinations.resolve(("198.51.100.1", PORT)) is not None
 
 
 async def test_abort_all_resets_dials_and_relays(make_office: MakeOffice) -> None:

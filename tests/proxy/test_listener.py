@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from tests.proxy.conftest import CountedReactor
+from tests.proxy.conftest import CountedReactor, nothing_is_pending
 from tests.proxy.observer import Recording
 from tests.proxy.peer import Peer, descriptors, descriptors_left, noise, until
 from tnat64d.core.config import Config, Route, Way
@@ -126,6 +126,7 @@ async def make_plane(reactor: CountedReactor, listening: socket.socket) -> Async
     for plane in planes:
         plane.listener.stop()
         plane.dialer.abort_all()
+        assert nothing_is_pending(plane.dialer)
         plane.dialer.close()
         plane.server.close()
         for peer in plane.peers:
@@ -265,6 +266,19 @@ async def test_without_a_descriptor_to_dial_with_the_client_is_reset_and_the_oth
             await (await plane.accept()).send(b"welcome")
         for client in clients[1:]:
             assert await Peer(client).receive(7) == b"welcome"
+
+
+async def test_a_bug_in_finding_the_destination_ends_its_own_connection_only(
+    plane: Plane, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def bug(destinations: Destinations, destination: bytes | Destination) -> None:
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as broken:
+        broken.setattr(EverythingAt, "resolve", bug)
+        assert await plane.connect().reset_error() == errno.ECONNRESET
+    assert "ZeroDivisionError" in caplog.text
+    await plane.established()
 
 
 async def test_a_bug_in_dialling_ends_its_own_connection_only(

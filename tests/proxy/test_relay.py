@@ -150,6 +150,16 @@ async def test_a_reset_at_any_point_comes_out_as_a_reset(
 
 
 @both_sides
+async def test_a_reset_before_the_relay_began_is_passed_on(make_wire: MakeWire, side: str) -> None:
+    wire = make_wire(start=False)
+    sender, receiver = wire.from_(side)
+    sender.reset()
+    wire.relay.start(None, 0)
+    assert await receiver.reset_error() == errno.ECONNRESET
+    assert (await wire.ended()).closed_by_reset
+
+
+@both_sides
 async def test_an_answer_before_a_reset_arrives_before_the_reset(wire: Wire, side: str) -> None:
     """A server that answers and closes with a part of the request unread resets: 413 Content Too Large."""
     sender, receiver = wire.from_(side)
@@ -200,14 +210,23 @@ async def test_a_slow_writer_is_not_kept_waiting_for_more(wire: Wire) -> None:
         assert await wire.server.receive(1) == bytes([byte])
 
 
-@pytest.mark.parametrize("messages", [[b"first", b"second"], [noise(READ_SIZE_BYTES)]], ids=["two", "one big"])
-async def test_who_has_more_than_one_thing_to_say_is_not_held_back(wire: Wire, messages: list[bytes]) -> None:
+async def test_who_has_more_than_one_thing_to_say_is_not_held_back(make_wire: MakeWire) -> None:
+    wire = make_wire(start=False)
     upstream = wire.relay.upstream.sock
-    assert not upstream.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY), "a single message needs no option"
-    for message in messages:
+    for number, message in enumerate((b"first", b"second")):
+        assert not upstream.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY), "one message needs no option"
         await wire.client.send(message)
+        if number == 0:
+            wire.relay.start(None, 0)
         assert await wire.server.receive(len(message)) == message
     assert upstream.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+async def test_who_begins_with_a_lot_to_say_is_not_held_back(make_wire: MakeWire) -> None:
+    wire = make_wire(start=False, sizes_bytes=1 << 20)
+    await wire.client.send(noise(READ_SIZE_BYTES + 1))
+    wire.relay.start(None, 0)
+    assert wire.relay.upstream.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 class BrokenPool(PipePool):
