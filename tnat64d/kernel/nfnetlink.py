@@ -34,7 +34,7 @@ _NLMSG_ERROR = 2
 _NLM_F_REQUEST, _NLM_F_ACK = 0x1, 0x4
 _NLM_F_CREATE, _NLM_F_APPEND = 0x400, 0x800
 _NLA_F_NESTED = 0x8000
-_NETLINK_EXT_ACK, _NETLINK_CAP_ACK, _SOL_NETLINK = 11, 10, 270
+_NETLINK_CAP_ACK, _SOL_NETLINK = 10, 270
 
 _SO_RCVBUFFORCE = 33
 _ANSWER_SIZE_BYTES = 2048
@@ -45,6 +45,8 @@ _NFGENMSG = struct.Struct("!BBH")
 
 CREATE = _NLM_F_CREATE
 APPEND = _NLM_F_CREATE | _NLM_F_APPEND
+NONRECURSIVE = 0x100
+"""NLM_F_NONREC: the kernel refuses to delete what still holds anything."""
 
 
 def attribute(kind: int, value: bytes) -> bytes:
