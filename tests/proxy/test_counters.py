@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 
 import pytest
 
-from tnat64d.proxy.counters import BLOCK_SIZE_BYTES, Counter, private_block
+from tnat64d.proxy.counters import BLOCK_SIZE_BYTES, Counter, Counters, map_block
+
+
+def blocks(count: int) -> list[Counters]:
+    """So many views of one block."""
+    fd = os.memfd_create("counters")
+    try:
+        os.ftruncate(fd, BLOCK_SIZE_BYTES)
+        return [map_block(fd) for _ in range(count)]
+    finally:
+        os.close(fd)
 
 
 def test_every_counter_has_a_place_of_its_own_and_begins_at_zero() -> None:
-    block = private_block()
+    (block,) = blocks(1)
     assert [block[counter] for counter in Counter] == [0] * len(Counter)
     for counter in Counter:
         block[counter] += 1 + counter
@@ -19,7 +28,7 @@ def test_every_counter_has_a_place_of_its_own_and_begins_at_zero() -> None:
 
 
 def test_a_counter_holds_what_no_connection_will_ever_pass() -> None:
-    block = private_block()
+    (block,) = blocks(1)
     block[Counter.UP_BYTES] = 2**64 - 1
     assert block[Counter.UP_BYTES] == 2**64 - 1
     with pytest.raises(ValueError, match="invalid value"):
@@ -27,10 +36,7 @@ def test_a_counter_holds_what_no_connection_will_ever_pass() -> None:
 
 
 def test_what_one_mapping_counts_another_sees() -> None:
-    fd = os.memfd_create("counters")
-    os.ftruncate(fd, BLOCK_SIZE_BYTES)
-    mine, theirs = (memoryview(mmap.mmap(fd, BLOCK_SIZE_BYTES)).cast("Q") for _ in range(2))
-    os.close(fd)
+    mine, theirs = blocks(2)
     mine[Counter.DOWN_BYTES] += 1 << 40
     assert theirs[Counter.DOWN_BYTES] == 1 << 40
     assert sum(theirs) == 1 << 40

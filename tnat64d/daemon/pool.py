@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import mmap
 import os
 import resource
 import sys
@@ -41,7 +40,7 @@ from tnat64d.daemon.channel import (
     Unmapped,
 )
 from tnat64d.errors import Tnat64Error
-from tnat64d.proxy.counters import BLOCK_SIZE_BYTES, Counter, Counters
+from tnat64d.proxy.counters import BLOCK_SIZE_BYTES, Counter, Counters, map_block
 
 _log = logging.getLogger(__name__)
 
@@ -236,7 +235,7 @@ class WorkerPool:
 def _slot(number: int, listener: socket) -> _Slot:
     counters_fd = os.memfd_create(f"tnat64d-counters-{number}")
     os.ftruncate(counters_fd, BLOCK_SIZE_BYTES)
-    return _Slot(number, listener, counters_fd, memoryview(mmap.mmap(counters_fd, BLOCK_SIZE_BYTES)).cast("Q"))
+    return _Slot(number, listener, counters_fd, map_block(counters_fd))
 
 
 async def _spawn(slot: _Slot, channel: socket, loop: str, shared: tuple[int, ...]) -> Process:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import mmap
 import os
 import signal
 import socket
@@ -37,7 +36,7 @@ from tnat64d.daemon.channel import (
 from tnat64d.kernel import original_dst
 from tnat64d.kernel.original_dst import Destination
 from tnat64d.proxy.connection import Connection
-from tnat64d.proxy.counters import BLOCK_SIZE_BYTES, Counter, Counters
+from tnat64d.proxy.counters import Counter, Counters, map_block
 from tnat64d.proxy.destination import Destinations, Target
 from tnat64d.proxy.dialer import Dialer, DialSettings
 from tnat64d.proxy.listener import Listener
@@ -104,7 +103,7 @@ async def _serve(inheritance: Inheritance) -> None:
         return
     journal.configure(os.environ, verbose=start.verbose, process=str(inheritance.slot))
     listening = socket.socket(fileno=inheritance.listener_fd)
-    counters = memoryview(mmap.mmap(inheritance.counters_fd, BLOCK_SIZE_BYTES)).cast("Q")
+    counters = map_block(inheritance.counters_fd)
     worker = Worker(start, listening, counters, channel.send)
     worker.start()
     # What exists now stays: the collector need not look at it again and again (gc.freeze).

@@ -5,6 +5,7 @@ Owns the list of counters and where each lies. Refuses to own their meaning to u
 
 from __future__ import annotations
 
+import mmap
 from enum import IntEnum, auto
 
 INTEGER_SIZE_BYTES = 8
@@ -31,6 +32,6 @@ Counters = memoryview
 """`memoryview.cast("Q")` of a block: `counters[Counter.ACCEPTED] += 1`."""
 
 
-def private_block() -> Counters:
-    """A block that nobody else sees."""
-    return memoryview(bytearray(BLOCK_SIZE_BYTES)).cast("Q")
+def map_block(fd: int) -> Counters:
+    """The block in the memory file `fd` of BLOCK_SIZE_BYTES; whoever maps it sees the same."""
+    return memoryview(mmap.mmap(fd, BLOCK_SIZE_BYTES)).cast("Q")
