@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.kernel.bare_host import CONFIG, EXEMPT, PORT, own_traces, standing
+from tests.kernel.bare_host import CONFIG, EXEMPT, PORT, ip, own_traces, standing
 from tests.kernel.test_installation import error_of_connect
 from tests.lab import Namespace
 from tnat64d.core.ruleset import OWN_DEVICE, Ruleset, describe
@@ -44,7 +44,7 @@ def owned(host: Namespace) -> Iterator[OwnedInstallation]:
 
     def answer() -> None:
         while not ended.is_set():
-            installation.answer(ruleset())
+            installation.answer()
             time.sleep(0.001)
 
     thread = threading.Thread(target=answer)
@@ -117,3 +117,21 @@ def test_only_one_can_be_held_and_that_is_known(host: Namespace) -> None:
     assert standing(host) == before
     host.call(installation.remove)
     assert not host.call(is_held)
+
+
+def test_a_change_that_fails_half_way_puts_back_what_stood(host: Namespace, owned: OwnedInstallation) -> None:
+    ip(host, "route add default dev lo table 77")
+    stands = standing(host)
+    with pytest.raises(Tnat64Error, match="somebody else"):
+        host.call(owned.install, ruleset(table=77))
+    assert standing(host) == stands
+    ip(host, "route del default dev lo table 77")
+
+
+def test_a_first_ruleset_that_fails_half_way_leaves_nothing(host: Namespace) -> None:
+    ip(host, "route add default dev lo table 77")
+    before = standing(host)
+    installation = make(host)
+    with pytest.raises(Tnat64Error, match="somebody else"):
+        host.call(installation.install, ruleset(table=77))
+    assert standing(host) == before

@@ -26,7 +26,7 @@ class Rules(Protocol):
         """Get hold of what they need; the descriptors that every process of the daemon shall have open."""
 
     def install(self, config: Config) -> None:
-        """Make them stand for `config`; where that fails, none stands."""
+        """Make them stand for `config`; where that fails, what stood before does, or nothing."""
 
     def remove(self) -> None:
         """Leave none."""

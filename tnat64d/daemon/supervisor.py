@@ -205,21 +205,13 @@ class _Supervisor:
             notifier.reloading()
             try:
                 config = await asyncio.to_thread(self._surroundings.load_config)
-                await self._install(config)
+                await self._rules.install(config)
                 self._config = config
                 self._pool.reload(config)
             finally:
                 notifier.ready(_summary(self._config))
             _log.info("reloaded: %s", _summary(config))
             return {"summary": _summary(config)}
-
-    async def _install(self, config: Config) -> None:
-        """Put the rules for `config` in the place of those that stand, or put these back."""
-        try:
-            await self._rules.install(config)
-        except Tnat64Error:
-            await self._rules.install(self._config)
-            raise
 
     async def _drain(self) -> Answer:
         """Stop accepting, and answer when the workers have ended."""

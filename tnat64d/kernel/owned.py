@@ -14,8 +14,10 @@ be held so: TPROXY needs a local route, which no device of ours takes with it.
 from __future__ import annotations
 
 import socket
+from contextlib import suppress
 
 from tnat64d.core.ruleset import OWN_DEVICE, Ruleset
+from tnat64d.errors import Tnat64Error
 from tnat64d.kernel import routes
 from tnat64d.kernel.installation import Installation
 from tnat64d.kernel.nftables import OwnedTable
@@ -39,6 +41,7 @@ class OwnedInstallation:
         because a process that is killed closes the highest first (task_work_run() in kernel/task_work.c): its
         connections, then the device, then the table. So no packet finds the route without finding the table.
         """
+        self._installed: Ruleset | None = None
         self._table = OwnedTable()
         try:
             self.device = TunDevice(OWN_DEVICE)
@@ -59,15 +62,30 @@ class OwnedInstallation:
         return self._table.fileno(), self.device.fileno()
 
     def install(self, ruleset: Ruleset) -> None:
-        """Make `ruleset` stand, in place of the one before. Raises as `routes.install`."""
+        """Make `ruleset` stand, in place of the one before.
+
+        Where that fails half-way, the one before stands, or nothing of ours. Raises as `routes.install`.
+        """
+        try:
+            self._make(ruleset)
+        except BaseException:
+            with suppress(Tnat64Error):  # the failure that led here is the one to tell
+                if self._installed is None:
+                    self.remove()
+                else:
+                    self._make(self._installed)
+            raise
+        self._installed = ruleset
+
+    def _make(self, ruleset: Ruleset) -> None:
         self._table.install(ruleset)
         routes.bring_up(OWN_DEVICE, MTU_BYTES)
         routes.install(ruleset)
 
-    def answer(self, ruleset: Ruleset) -> None:
+    def answer(self) -> None:
         """Tell those whose packets have come to the device that there is no way."""
-        if ruleset.address.peer is not None:
-            self.device.answer(ruleset.address.peer)
+        if self._installed is not None and self._installed.address.peer is not None:
+            self.device.answer(self._installed.address.peer)
 
     def remove(self) -> None:
         """Leave nothing of ours. Raises PrivilegeError, Tnat64Error."""

@@ -8,7 +8,6 @@ Refuses to own what stands (`core.ruleset`) and how it gets there (`kernel.insta
 from __future__ import annotations
 
 import logging
-from contextlib import suppress
 
 from tnat64d.core import ruleset, scope
 from tnat64d.core.config import Config
@@ -24,13 +23,6 @@ _log = logging.getLogger(__name__)
 
 class StaticRules:
     """Every method raises PrivilegeError, UnavailableError, ConfigurationError (scope) and Tnat64Error."""
-
-    device: int | None = None
-    """See HeldRules."""
-
-    def begin(self) -> tuple[int, ...]:
-        """See HeldRules."""
-        return ()
 
     def __init__(self, settings: Settings, settings_file: str) -> None:
         self._settings = settings
@@ -57,9 +49,6 @@ class StaticRules:
         """What `remove` does, in words and for a shell; empty if nothing of ours stands."""
         return self.installation.plan_removal()
 
-    def answer(self) -> None:
-        """Nothing to answer: see HeldRules."""
-
 
 class HeldRules:
     """Raises as StaticRules. `device`: a descriptor to call `answer` for when it is readable, or None."""
@@ -69,7 +58,6 @@ class HeldRules:
         self._settings_file = settings_file
         self._owned: OwnedInstallation | None = None
         self._static: StaticRules | None = None
-        self._ruleset: Ruleset | None = None
 
     @property
     def device(self) -> int | None:
@@ -102,15 +90,7 @@ class HeldRules:
         if self._static is not None:
             self._static.install(config)
         elif self._owned is not None:
-            wanted = _describe(config, self._settings, self._settings_file, OWN_DEVICE)
-            try:
-                self._owned.install(wanted)
-            except BaseException:
-                if self._ruleset is None:
-                    with suppress(Tnat64Error):
-                        self.remove()
-                raise
-            self._ruleset = wanted
+            self._owned.install(_describe(config, self._settings, self._settings_file, OWN_DEVICE))
 
     def remove(self) -> None:
         """Leave no rules of ours."""
@@ -122,8 +102,8 @@ class HeldRules:
 
     def answer(self) -> None:
         """Tell those whose packets have come to the device that there is no way."""
-        if self._owned is not None and self._ruleset is not None:
-            self._owned.answer(self._ruleset)
+        if self._owned is not None:
+            self._owned.answer()
 
     def _why_not_owned(self) -> str | None:
         rules = self._settings.rules
