@@ -220,7 +220,9 @@ class StickyMemory:
     What a scope is (its key) is the caller's affair; an unknown scope is IPV4_FIRST.
     """
 
-    def __init__(self, max_entries: int, sticky: Iterable[Hashable] = ()) -> None:
+    def __init__(self, max_entries: int, sticky: Iterable[Hashable] = (), epoch: int = 0) -> None:
+        """`sticky` and `epoch`: of another memory that this one shall be like."""
+        self.epoch = epoch
         self._max_entries = max_entries
         self._sticky: OrderedDict[Hashable, None] = OrderedDict()
         for scope in sticky:
@@ -243,7 +245,11 @@ class StickyMemory:
         return True
 
     def forget_all(self) -> None:
-        """Every scope is IPV4_FIRST again: the host's default routes have changed."""
+        """Every scope is IPV4_FIRST again: the host's default routes have changed.
+
+        A new `epoch` begins: what was learned in another says nothing of this network.
+        """
+        self.epoch += 1
         self._sticky.clear()
 
     def sticky_scopes(self) -> tuple[Hashable, ...]:

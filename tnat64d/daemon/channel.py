@@ -32,6 +32,7 @@ class Start:
     config: Config
     settings: Settings
     sticky: tuple[Hashable, ...]
+    epoch: int
     max_connections: int
     verbose: bool
 
@@ -50,10 +51,11 @@ class Reload:
 
 @dataclass(frozen=True, slots=True)
 class Learned:
-    """A scope changed its state; every worker shall know."""
+    """A scope changed its state in `epoch` (`core.policy.StickyMemory`); every worker shall know."""
 
     scope: Hashable
     state: ScopeState
+    epoch: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -189,7 +189,16 @@ class WorkerPool:
         if self._ending:  # since it was begun: `drain` and `end_now` knew no channel yet
             channel.close()
         limit = connection_limit(self._settings.proxy.max_connections, len(self._slots))
-        channel.send(Start(self._config, self._settings, self._memory.sticky_scopes(), limit, self._verbose))
+        channel.send(
+            Start(
+                self._config,
+                self._settings,
+                self._memory.sticky_scopes(),
+                self._memory.epoch,
+                limit,
+                self._verbose,
+            )
+        )
         while (message := await channel.receive()) is not None:
             self._handle(slot, message)
         channel.close()
@@ -208,9 +217,10 @@ class WorkerPool:
                 self._unready.discard(slot.number)
                 if not self._unready:
                     self.ready.set()
-            case Learned(scope, state):
-                if self._memory.learn(scope, state):
-                    self._tell(message, but=slot)
+            case Learned(scope, state, epoch):
+                # To the sender, too: the last word is the same for all, whatever crossed it on the way.
+                if epoch == self._memory.epoch and self._memory.learn(scope, state):
+                    self._tell(message)
             case Unmapped(destination, reason):
                 if not self._said_unmapped:
                     self._said_unmapped = True
@@ -226,9 +236,9 @@ class WorkerPool:
         for slot in self._slots:
             slot.listener.close()
 
-    def _tell(self, message: Message, but: _Slot | None = None) -> None:
+    def _tell(self, message: Message) -> None:
         for slot in self._slots:
-            if slot.channel is not None and slot is not but:
+            if slot.channel is not None:
                 slot.channel.send(message)
 
 

@@ -147,7 +147,7 @@ class Worker:
         self._draining = False
         self._reset = 0
         self.drained = asyncio.Event()
-        self._memory = StickyMemory(settings.policy.sticky_entries, start.sticky)
+        self._memory = StickyMemory(settings.policy.sticky_entries, start.sticky, start.epoch)
         self._reactor = Reactor(loop)
         self._told_unmapped = False
         self._destinations = Destinations(
@@ -268,7 +268,7 @@ class Worker:
             if sticky
             else "try IPv4 first again: NAT64 is unreachable",
         )
-        self._tell(Learned(scope, state))
+        self._tell(Learned(scope, state, self._memory.epoch))
 
     def exhausted(self) -> None:
         """See `proxy.connection.Observer`."""
