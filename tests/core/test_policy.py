@@ -310,6 +310,8 @@ def test_unreachable_means_enetunreach_or_ehostunreach() -> None:
         (0, Event.IPV4_CONNECTED, Event.NAT64_CONNECTED),
         (errno.ETIMEDOUT, Event.IPV4_TIMED_OUT, Event.NAT64_TIMED_OUT),
         (errno.ECONNREFUSED, Event.IPV4_FAILED, Event.NAT64_REFUSED),
+        # It was connected: a reset of a SYN is ECONNREFUSED.
+        (errno.ECONNRESET, Event.IPV4_FAILED, Event.NAT64_REFUSED),
     ],
 )
 def test_success_timeout_and_refusal_are_told_apart(error: int, ipv4: Event, nat64: Event) -> None:
@@ -318,7 +320,7 @@ def test_success_timeout_and_refusal_are_told_apart(error: int, ipv4: Event, nat
 
 
 def test_every_other_error_is_a_failure() -> None:
-    others = set(ERRORS) - UNREACHABLE - {errno.ETIMEDOUT, errno.ECONNREFUSED}
+    others = set(ERRORS) - UNREACHABLE - {errno.ETIMEDOUT, errno.ECONNREFUSED, errno.ECONNRESET}
     assert {ipv4_event(error) for error in others} == {Event.IPV4_FAILED}
     assert {nat64_event(error) for error in others} == {Event.NAT64_FAILED}
 

@@ -174,6 +174,9 @@ _BEGIN = {
     ScopeState.NAT64_STICKY: Transition(Phase.NAT64_FIRST, Action.DIAL_NAT64, because="NAT64 sticky"),
 }
 
+_ANSWERED = frozenset({errno.ECONNREFUSED, errno.ECONNRESET})
+"""The second: connected, and reset before anybody looked (net/ipv4/tcp_input.c, tcp_reset)."""
+
 _NAT64_CONNECTED = Event.NAT64_CONNECTED
 UNREACHABLE = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH})
 
@@ -209,7 +212,7 @@ def nat64_event(error: int) -> Event:
         return _NAT64_CONNECTED
     if error in UNREACHABLE:
         return Event.NAT64_UNREACHABLE
-    if error == errno.ECONNREFUSED:
+    if error in _ANSWERED:
         return Event.NAT64_REFUSED
     return Event.NAT64_TIMED_OUT if error == errno.ETIMEDOUT else Event.NAT64_FAILED
 
