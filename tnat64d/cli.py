@@ -69,8 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         _discard(1)
         return _fail(1, f"tnat64d: {error}")
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
+    except KeyboardInterrupt as interrupt:
+        return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
     finally:
         _fail(0)  # the interpreter would end with 120 if it could not write what the log has left
 
@@ -266,7 +266,7 @@ def _let_signals_undo() -> None:
     def end(number: int, frame: FrameType | None) -> None:
         for each in numbers:
             signal.signal(each, signal.SIG_IGN)
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(number)
 
     for each in numbers:
         signal.signal(each, end)

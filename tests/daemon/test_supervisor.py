@@ -186,7 +186,7 @@ def test_a_setup_that_is_told_to_end_leaves_nothing(ideal_lab: IdealNat64Lab, nu
     setup.send_signal(number)
     time.sleep(0.05)  # into the undoing
     setup.send_signal(number)
-    assert setup.wait() != 0
+    assert setup.wait() == 128 + number
     assert setup.stderr == ""
     assert snapshot(ideal_lab.client) == before
 

@@ -302,6 +302,25 @@ def test_a_missing_program_names_the_package_and_the_key(
     assert "tnat64d.toml, rules.iptables" in str(caught.value)
 
 
+def test_a_program_that_hangs_is_given_up(
+    host: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tnat64d.kernel.iptables.TIMEOUT_S", 0.2)
+    script = tmp_path / "iptables-save"
+    script.write_text("#!/bin/sh\nexec sleep 30\n")
+    script.chmod(0o755)
+    with pytest.raises(Tnat64Error, match=r"iptables-save did not end within 0\.2 s"):
+        host.call(Iptables(str(tmp_path / "iptables")).saved)
+
+
+def test_what_is_no_program_is_like_none(host: Namespace, tmp_path: Path) -> None:
+    script = tmp_path / "iptables-save"
+    script.write_text("neither binary nor script")
+    script.chmod(0o755)
+    with pytest.raises(PrivilegeError, match=r"cannot run .*iptables-save"):
+        host.call(Iptables(str(tmp_path / "iptables")).saved)
+
+
 def test_a_program_that_fails_is_quoted_with_what_it_was_given(host: Namespace, tmp_path: Path) -> None:
     (tmp_path / "iptables-save").symlink_to("/bin/true")
     script = tmp_path / "iptables-restore"

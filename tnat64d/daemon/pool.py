@@ -176,7 +176,10 @@ class WorkerPool:
 
     async def _live(self, slot: _Slot) -> str:
         """One process's life in `slot`; how it ended, as the rest of a sentence."""
-        ours, theirs = socketpair()
+        try:
+            ours, theirs = socketpair()
+        except OSError as error:
+            return f"could not be started: {error.strerror}"
         with theirs:
             try:
                 process = slot.process = await _spawn(slot, theirs, self._settings.proxy.loop, self._shared)

@@ -10,13 +10,18 @@ the set of default routes differs from the one before.
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 import socket
 import struct
 from collections.abc import Callable, Iterator
 
 from tnat64d.core.ruleset import ROUTE_PROTOCOL
+from tnat64d.errors import Tnat64Error
 
-_NLMSG_DONE = 3
+_log = logging.getLogger(__name__)
+
+_NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _RTM_NEWLINK, _RTM_DELLINK, _RTM_DELADDR = 16, 17, 21
 _RTM_NEWROUTE, _RTM_DELROUTE, _RTM_GETROUTE = 24, 25, 26
 _NLM_F_REQUEST_DUMP = 0x301
@@ -27,14 +32,24 @@ _HEADER = struct.Struct("=IHHII")
 _RTMSG = struct.Struct("=BBBBBBBBI")
 _ATTRIBUTES = {4, 5, 6, 9, 15, 18}  # RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_MULTIPATH, RTA_TABLE, RTA_VIA
 
+DUMP_TIMEOUT_S = 5.0
+
 DefaultRoutes = frozenset[tuple[int, int, bytes]]
 """(family, type, the attributes that tell it from others) of each default route."""
 
 
 def default_routes() -> DefaultRoutes:
-    """Those of IPv4 and IPv6, of every table."""
+    """Those of IPv4 and IPv6, of every table. Raises Tnat64Error where the kernel does not tell."""
+    try:
+        return _default_routes()
+    except OSError as error:
+        raise Tnat64Error(f"cannot read the default routes: {error.strerror or error}") from None
+
+
+def _default_routes() -> DefaultRoutes:
     found = set()
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as netlink:
+        netlink.settimeout(DUMP_TIMEOUT_S)
         for family in (socket.AF_INET, socket.AF_INET6):
             request = _RTMSG.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)
             netlink.send(_HEADER.pack(16 + len(request), _RTM_GETROUTE, _NLM_F_REQUEST_DUMP, 1, 0) + request)
@@ -45,7 +60,10 @@ def default_routes() -> DefaultRoutes:
 
 
 class DefaultRouteMonitor:
-    """Calls `changed()` after the default routes have changed."""
+    """Calls `changed()` after the default routes have changed, or may have: they cannot be read.
+
+    Making one raises Tnat64Error as `default_routes`.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, changed: Callable[[], None]) -> None:
         self._loop = loop
@@ -73,9 +91,18 @@ class DefaultRouteMonitor:
                 continue
             look = look or any(_is_reason_to_look(kind, body) for kind, body in _messages(data))
         if look:
-            known, self._known = self._known, default_routes()
-            if known != self._known:
-                self._changed()
+            self._look()
+
+    def _look(self) -> None:
+        try:
+            found = default_routes()
+        except Tnat64Error as error:
+            _log.warning("%s: they are taken to have changed", error)
+            self._changed()
+            return
+        if found != self._known:
+            self._known = found
+            self._changed()
 
 
 def _is_reason_to_look(kind: int, body: bytes) -> bool:
@@ -92,6 +119,9 @@ def _dumped(netlink: socket.socket) -> Iterator[tuple[int, bytes]]:
         for kind, body in _messages(netlink.recv(1 << 18)):
             if kind == _NLMSG_DONE:
                 return
+            if kind == _NLMSG_ERROR:
+                (code,) = struct.unpack_from("=i", body)
+                raise OSError(-code, os.strerror(-code))
             yield kind, body
 
 

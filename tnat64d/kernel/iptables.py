@@ -24,6 +24,9 @@ from tnat64d.errors import PrivilegeError, Tnat64Error
 from tnat64d.kernel import capabilities
 from tnat64d.kernel.nf_tables import delete_empty_ipv4_table, ipv4_chains
 
+TIMEOUT_S = 60.0
+"""For a program that hangs; ten thousand rules take a second."""
+
 LOCK_WAIT_S = 5
 """For the xtables lock (iptables(8), --wait): other programs may be changing rules now."""
 
@@ -253,7 +256,10 @@ class Iptables:
                 encoding="utf-8",
                 errors="surrogateescape",
                 check=False,
+                timeout=TIMEOUT_S,
             )
+        except subprocess.TimeoutExpired:
+            raise Tnat64Error(f"{command[0]} did not end within {TIMEOUT_S:g} s") from None
         except OSError:
             raise PrivilegeError(
                 f"cannot run {command[0]}: install the package iptables, or name another program in "
