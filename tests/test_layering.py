@@ -39,6 +39,7 @@ PURE = {
 UNMIRRORED = {
     "__main__.py": "one call of cli, made by every test of a command",
     "core/config_words.py": "the words of core/config.py, whose tests are of whole files",
+    "core/settings_keys.py": "the keys of core/settings.py, whose tests are of whole files",
     "errors.py": "declarations: the commands' exit codes are asserted where they end",
 }
 

@@ -10,16 +10,16 @@ Grammar: TOML 1.0. Tables and keys are those below; each may be missing; any oth
 from __future__ import annotations
 
 import difflib
-import json
 import re
 import textwrap
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from enum import Enum, StrEnum
+from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
+from tnat64d.core.settings_keys import Form, Range, keys_of, show, show_name
 from tnat64d.errors import ConfigurationError
 
 _CONTINUITY_ADDRESS = IPv4Address("192.0.0.2")  # of 192.0.0.0/29, which RFC 7335 keeps for this
@@ -38,23 +38,6 @@ class Mode(StrEnum):
 
     REDIRECT = "redirect"
     TPROXY = "tproxy"
-
-
-@dataclass(frozen=True, slots=True)
-class Range:
-    """Inclusive bounds of a number, and whether it is written as 0x..."""
-
-    low: float
-    high: float
-    hexadecimal: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Form:
-    """What a text must match in full, as a regular expression and in words."""
-
-    pattern: str
-    words: str
 
 
 _Seconds = Annotated[float, Range(0, 31_536_000)]
@@ -229,9 +212,9 @@ def parse(text: str, filename: str) -> Settings:
     problems: list[str] = []
     for name, body in _load(text, filename).items():
         if name not in _TABLES:
-            problems.append(f"{filename}: {_show_name(name)}: {_unknown(name, 'table', _TABLES)}")
+            problems.append(f"{filename}: {show_name(name)}: {_unknown(name, 'table', _TABLES)}")
         elif not isinstance(body, dict):
-            problems.append(f"{filename}: {name}: is {_show(body)}, must be a table: [{name}]")
+            problems.append(f"{filename}: {name}: is {show(body)}, must be a table: [{name}]")
         else:
             tables[name], mistakes = _read_table(_TABLES[name], body)
             problems += (f"{filename}: {name}.{key}: {sentence}" for key, sentence in mistakes)
@@ -247,7 +230,7 @@ def entries() -> Iterator[Entry]:
     """Every key of every table, in the order of the dataclasses."""
     for table, kind in _TABLES.items():
         default = kind()
-        for name, key in _schema(kind).items():
+        for name, key in keys_of(kind).items():
             yield Entry(table, name, key.show(getattr(default, name)), key.expected(), key.doc)
 
 
@@ -267,82 +250,6 @@ def _comment(prose: str) -> list[str]:
     return textwrap.wrap(" ".join(prose.split()), 78, initial_indent="# ", subsequent_indent="# ")
 
 
-@dataclass(frozen=True, slots=True)
-class _Key:
-    """One field's annotation: `Annotated[type, rule, doc]`, where only numbers and texts have a rule."""
-
-    type: Any
-    rule: Range | Form | None
-    doc: str
-
-    def alternatives(self) -> tuple[Any, ...]:
-        return get_args(self.type) if get_origin(self.type) is Union else (self.type,)
-
-    def convert(self, value: Any) -> Any:
-        """`value` as TOML gave it, as the field holds it. Raises ValueError if it does not fit."""
-        if get_origin(self.type) is tuple:
-            return self._convert_list(value)
-        for kind in self.alternatives():
-            # bool is an int to Python, not to a reader; nan fails both comparisons.
-            if isinstance(self.rule, Range) and kind in (int, float):
-                number = isinstance(value, int | kind) and not isinstance(value, bool)
-                if number and self.rule.low <= value <= self.rule.high:
-                    return kind(value)
-            elif isinstance(value, str):
-                if value in _choices(kind):
-                    return value if get_origin(kind) is Literal else kind(value)
-                if isinstance(self.rule, Form) and re.fullmatch(self.rule.pattern, value):
-                    return value
-                if kind is IPv4Address:
-                    return IPv4Address(value)
-        raise ValueError
-
-    def _convert_list(self, value: Any) -> tuple[str, ...]:
-        assert isinstance(self.rule, Form)
-        if not isinstance(value, list):
-            raise ValueError
-        for item in value:
-            if not isinstance(item, str) or not re.fullmatch(self.rule.pattern, item):
-                raise ValueError
-        return tuple(value)
-
-    def expected(self) -> str:
-        """What would fit, in words."""
-        if get_origin(self.type) is tuple:
-            assert isinstance(self.rule, Form)
-            return f"an array of {self.rule.words}"
-        return " or ".join(self._phrase(kind) for kind in self.alternatives())
-
-    def _phrase(self, kind: Any) -> str:
-        if kind is IPv4Address:
-            return "an IPv4 address in quotes"
-        if isinstance(self.rule, Form):
-            return self.rule.words
-        if isinstance(self.rule, Range) and kind in (int, float):
-            noun = "an integer" if kind is int else "a number"
-            return f"{noun} from {self.show(self.rule.low)} to {self.show(self.rule.high)}"
-        return " or ".join(f'"{choice}"' for choice in _choices(kind))
-
-    def show(self, value: object) -> str:
-        return _show(value, isinstance(self.rule, Range) and self.rule.hexadecimal)
-
-
-def _schema(kind: type) -> dict[str, _Key]:
-    """What the annotations of a table say, by field."""
-    schema = {}
-    for name, hint in get_type_hints(kind, include_extras=True).items():
-        type_, *rule, doc = get_args(hint)
-        schema[name] = _Key(type_, rule[0] if rule else None, doc)
-    return schema
-
-
-def _choices(kind: Any) -> tuple[str, ...]:
-    """The words a Literal or an enum is made of; none for other types."""
-    if get_origin(kind) is Literal:
-        return get_args(kind)
-    return tuple(kind) if issubclass(kind, Enum) else ()
-
-
 def _load(text: str, filename: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
@@ -357,13 +264,13 @@ def _load(text: str, filename: str) -> dict[str, Any]:
 
 def _read_table(kind: type, body: dict[str, Any]) -> tuple[Any, list[tuple[str, str]]]:
     """The table (defaults where the file is wrong) and its problems as (key, sentence)."""
-    schema = _schema(kind)
+    keys = keys_of(kind)
     values: dict[str, Any] = {}
     problems: list[tuple[str, str]] = []
     for name, value in body.items():
-        key = schema.get(name)
+        key = keys.get(name)
         if key is None:
-            problems.append((_show_name(name), _unknown(name, "key", schema)))
+            problems.append((show_name(name), _unknown(name, "key", keys)))
             continue
         try:
             values[name] = key.convert(value)
@@ -407,36 +314,12 @@ def _scope_conflicts(scope: Scope) -> Iterator[tuple[str, str]]:
 
 def _unknown(name: str, what: str, valid: dict[str, Any]) -> str:
     """The sentence about a table or key that does not exist; `what` is "table" or "key"."""
-    homes = [table for table, kind in _TABLES.items() if name in _schema(kind)]
+    homes = [table for table, kind in _TABLES.items() if name in keys_of(kind)]
     if homes:
         return f"no such {what}, {name} belongs under [{homes[0]}]"
     close = difflib.get_close_matches(name.lower(), valid, n=1)
     guess = f"did you mean {close[0]}? " if close else ""
     return f"no such {what}, {guess}there are {', '.join(valid)}"
-
-
-def _show(value: object, hexadecimal: bool = False) -> str:
-    """A value as TOML writes it, short and free of control characters."""
-    match value:
-        case bool():
-            shown = str(value).lower()
-        # Beyond 64 bits because str() refuses more than 4300 digits, which hex() does not.
-        case int() if hexadecimal or abs(value) >= 1 << 64:
-            shown = hex(value)
-        case str() | IPv4Address():
-            shown = json.dumps(str(value))
-        case dict():
-            return "a table"
-        case list() | tuple():
-            shown = "[" + ", ".join(_show(item) for item in value) + "]"
-        case _:
-            shown = str(value)
-    return shown if len(shown) <= 60 else f"{shown[:60]}..."
-
-
-def _show_name(name: str) -> str:
-    """A key or table name as TOML writes it: bare where that is allowed."""
-    return name if re.fullmatch(r"[A-Za-z0-9_-]{1,60}", name) else _show(name)
 
 
 _TABLES: dict[str, type] = get_type_hints(Settings)
