@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tnat64d import cli
+from tnat64d.cli import inputs, main
 from tnat64d.core.settings import Settings
 from tnat64d.errors import Tnat64Error
 from tnat64d.kernel import installation
@@ -47,7 +47,7 @@ def tags(title: str) -> list[str]:
 
 def commands() -> dict[str, list[Option]]:
     """What argparse knows; under "" the options of tnat64d itself."""
-    parser = cli._parser()
+    parser = main.parser()
     (choices,) = (action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     # Every command has --help, and the page says so once.
     return {"": _options(parser)} | {
@@ -110,7 +110,7 @@ def test_each_environment_variable_of_the_program_is_explained() -> None:
 
 def test_the_defaults_it_names_are_the_defaults() -> None:
     settings = Settings()
-    files = {cli.CONF, cli.SETTINGS, settings.control.socket, installation.LOCK}
+    files = {inputs.CONF, inputs.SETTINGS, settings.control.socket, installation.LOCK}
     assert files == {tag.removeprefix(".I ") for tag in tags("FILES")}
     kernel = section("WHAT STANDS IN THE KERNEL")
     for value in (settings.rules.address, settings.rules.table, hex(settings.rules.mark), settings.proxy.port):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tnat64d.cli import main
+from tnat64d.cli.main import main
 
 
 def run() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tnat64d.daemon.control import Answer, ControlServer, ask
+from tnat64d.daemon.control import Answer, ControlServer, Question, ask
 from tnat64d.errors import ConfigurationError, Tnat64Error, UnavailableError
 
 ASK_AS_NOBODY = """
@@ -22,8 +22,8 @@ import os, socket, sys
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
 sock = socket.socket(socket.AF_UNIX)
 sock.connect(sys.argv[1])
-sock.sendall(b'{"request": "status"}\\n')
-print(sock.makefile().readline())
+sock.sendall(b'{"request": "%s", "word": "hello"}\\n' % sys.argv[2].encode())
+print(sock.makefile().read())
 """
 
 
@@ -37,22 +37,29 @@ def path() -> Iterator[Path]:
 
 @pytest.fixture
 async def server(path: Path) -> AsyncIterator[ControlServer]:
-    """A server whose `status` answers, whose `refuse` and `misread` fail, and whose `wait` never ends."""
+    """A server whose `status` answers, whose `refuse` and `misread` fail, and whose `wait` never ends.
 
-    async def status() -> Answer:
+    Everybody may ask for `repeat`.
+    """
+
+    async def status(question: Question) -> Answer:
         return {"state": "serving"}
 
-    async def refuse() -> Answer:
+    async def refuse(question: Question) -> Answer:
         raise Tnat64Error("not now")
 
-    async def misread() -> Answer:
+    async def misread(question: Question) -> Answer:
         raise ConfigurationError(["a:1:1: one", "a:2:1: two"])
 
-    async def wait() -> Answer:
+    async def wait(question: Question) -> Answer:
         await asyncio.Event().wait()
         return {}
 
-    server = ControlServer(str(path), {"status": status, "refuse": refuse, "misread": misread, "wait": wait})
+    async def repeat(question: Question) -> Answer:
+        return {"uid": question.uid, "gid": question.gid, "arguments": question.arguments}
+
+    handlers = {"status": status, "refuse": refuse, "misread": misread, "wait": wait, "repeat": repeat}
+    server = ControlServer(str(path), handlers, for_everybody={"repeat"})
     await server.start()
     yield server
     await server.stop()
@@ -112,12 +119,29 @@ async def test_a_slow_request_does_not_hold_up_others(server: ControlServer, pat
     writer.close()
 
 
+async def ask_as_nobody(path: Path, request: str) -> str:
+    command = [sys.executable, "-c", ASK_AS_NOBODY, str(path), request]
+    done = await asyncio.to_thread(subprocess.run, command, capture_output=True, check=True, text=True)
+    answer: str = done.stdout
+    return answer
+
+
 @pytest.mark.netns
-async def test_other_users_are_refused(server: ControlServer, path: Path) -> None:
-    done = await asyncio.to_thread(
-        subprocess.run, [sys.executable, "-c", ASK_AS_NOBODY, str(path)], capture_output=True, check=True
-    )
-    assert json.loads(done.stdout) == {"ok": False, "error": "only root and the daemon's own user may ask"}
+@pytest.mark.parametrize("request_", ["status", "no such request"])
+async def test_other_users_are_refused(server: ControlServer, path: Path, request_: str) -> None:
+    answer = json.loads(await ask_as_nobody(path, request_))
+    assert answer == {"ok": False, "error": "only root and the daemon's own user may ask"}
+
+
+@pytest.mark.netns
+async def test_other_users_may_ask_once_for_what_is_for_everybody(server: ControlServer, path: Path) -> None:
+    answer = json.loads(await ask_as_nobody(path, "repeat"))
+    assert answer == {"ok": True, "uid": 65534, "gid": 65534, "arguments": {"word": "hello"}}
+
+
+async def test_a_request_may_have_arguments(server: ControlServer, path: Path) -> None:
+    answer = await asyncio.to_thread(ask, str(path), "repeat", word="hello")
+    assert answer["arguments"] == {"word": "hello"}
 
 
 async def test_a_second_server_leaves_the_first_alone(server: ControlServer, path: Path) -> None:

@@ -2,10 +2,10 @@
 
 Owns the wire format, the socket's file, and both ends of it. Refuses to own what a request does.
 
-    request   {"request": NAME}
+    request   {"request": NAME, …}
     answer    {"ok": true, …}   or   {"ok": false, "error": SENTENCE, "problems": [PROBLEM, …]}
 
-Only a mistake in a configuration file has `problems`.
+What else a request holds are its arguments. Only a mistake in a configuration file has `problems`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import json
 import os
 import socket
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +25,37 @@ from tnat64d.errors import ConfigurationError, Tnat64Error, UnavailableError
 
 REQUEST_LIMIT_BYTES = 4096
 CONNECT_TIMEOUT_S = 5.0
+STRANGER_TIMEOUT_S = 5.0
 
 Answer = dict[str, Any]
 _DENIED: Answer = {"ok": False, "error": "only root and the daemon's own user may ask"}
-Handler = Callable[[], Awaitable[Answer]]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A request from the process `pid` of user `uid` and group `gid`; `arguments` are as they were sent."""
+
+    pid: int
+    uid: int
+    gid: int
+    arguments: Mapping[str, Any]
+
+
+Handler = Callable[[Question], Awaitable[Answer]]
 
 
 class ControlServer:
-    """Answers requests at `path` with the handlers of `requests`; only the daemon's user and root may ask.
+    """Answers requests at `path` with the handlers of `requests`; only the daemon's user and root may ask,
+    except for those named in `for_everybody`.
 
     They are told apart by their credentials (unix(7), SO_PEERCRED), not by the file's mode: root without
     CAP_DAC_OVERRIDE, as in a hardened unit, could not open a file that is the daemon's alone.
     """
 
-    def __init__(self, path: str, requests: dict[str, Handler]) -> None:
+    def __init__(self, path: str, requests: Mapping[str, Handler], for_everybody: Collection[str] = ()) -> None:
         self._path = Path(path)
         self._requests = requests
+        self._for_everybody = for_everybody
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
@@ -65,38 +81,41 @@ class ControlServer:
             self._path.unlink(missing_ok=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        allowed = _user_of(writer.get_extra_info("socket")) in (0, os.geteuid())
+        credentials = writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        pid, uid, gid = struct.unpack("=iII", credentials)
+        trusted = uid in (0, os.geteuid())
         try:
-            while line := await reader.readline():
-                answer = await self._answer(line) if allowed else _DENIED
-                writer.write(json.dumps(answer).encode() + b"\n")
-                await writer.drain()
-                if not allowed:
-                    break  # or anybody could hold descriptors of the daemon
-        except (ConnectionError, ValueError):
+            async with asyncio.timeout(None if trusted else STRANGER_TIMEOUT_S):
+                while line := await reader.readline():
+                    answer = await self._answer(line, trusted, pid, uid, gid)
+                    writer.write(json.dumps(answer).encode() + b"\n")
+                    await writer.drain()
+                    if not trusted:
+                        break  # or anybody could hold descriptors of the daemon
+        except (ConnectionError, TimeoutError, ValueError):
             pass  # the asker is gone, or sent more than a request may hold
         except asyncio.CancelledError:
             pass  # the daemon ends; asyncio before 3.12 would log this as an error (its streams.py)
         finally:
             writer.close()
 
-    async def _answer(self, line: bytes) -> Answer:
+    async def _answer(self, line: bytes, trusted: bool, pid: int, uid: int, gid: int) -> Answer:
         try:
-            name = json.loads(line)["request"]
+            arguments = json.loads(line)
+            name = arguments.pop("request")
+            if not trusted and name not in self._for_everybody:
+                return _DENIED
             handler = self._requests[name]
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, AttributeError):
+            if not trusted:
+                return _DENIED
             return {"ok": False, "error": f"not a request; there are: {', '.join(self._requests)}"}
         try:
-            return {"ok": True} | await handler()
+            return {"ok": True} | await handler(Question(pid, uid, gid, arguments))
         except ConfigurationError as error:
             return {"ok": False, "error": str(error), "problems": error.problems}
         except Tnat64Error as error:
             return {"ok": False, "error": str(error)}
-
-
-def _user_of(sock: socket.socket) -> int:
-    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-    return int(struct.unpack("=iII", credentials)[1])
 
 
 def _is_answered(path: Path) -> bool:
@@ -108,7 +127,9 @@ def _is_answered(path: Path) -> bool:
     return True
 
 
-def ask(path: str, request: str, timeout_s: float | None = None, *, until_end: bool = False) -> Answer:
+def ask(
+    path: str, request: str, timeout_s: float | None = None, *, until_end: bool = False, **arguments: Any
+) -> Answer:
     """The running daemon's answer to `request`; `timeout_s` None waits for as long as it takes.
 
     `until_end` waits until the daemon has ended, too. Raises UnavailableError if no daemon answers, Tnat64Error
@@ -119,7 +140,7 @@ def ask(path: str, request: str, timeout_s: float | None = None, *, until_end: b
         try:
             sock.connect(path)
             sock.settimeout(timeout_s)
-            sock.sendall(json.dumps({"request": request}).encode() + b"\n")
+            sock.sendall(json.dumps({"request": request, **arguments}).encode() + b"\n")
             with sock.makefile("rb") as answers:
                 answer: Answer = json.loads(answers.readline())
                 accepted = answer.pop("ok")

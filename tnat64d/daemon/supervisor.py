@@ -24,7 +24,7 @@ from tnat64d import __version__
 from tnat64d.core.config import Config
 from tnat64d.core.settings import Settings
 from tnat64d.daemon import listening
-from tnat64d.daemon.control import Answer, ControlServer
+from tnat64d.daemon.control import Answer, ControlServer, Question
 from tnat64d.daemon.pool import WorkerPool
 from tnat64d.daemon.rules import Rules, RulesThread
 from tnat64d.errors import Tnat64Error
@@ -194,11 +194,14 @@ class _Supervisor:
             await self._hangup.wait()
             self._hangup.clear()
             try:
-                await self._reload()
+                await self._reload_now()
             except Tnat64Error as error:
                 _log.error("not reloaded, everything stays as it was:\n%s", error)
 
-    async def _reload(self) -> Answer:
+    async def _reload(self, question: Question) -> Answer:
+        return await self._reload_now()
+
+    async def _reload_now(self) -> Answer:
         """All or nothing: rules first, for they can fail; workers cannot refuse."""
         async with self._reloading:
             notifier = self._surroundings.notifier
@@ -213,13 +216,13 @@ class _Supervisor:
             _log.info("reloaded: %s", _summary(config))
             return {"summary": _summary(config)}
 
-    async def _drain(self) -> Answer:
+    async def _drain(self, question: Question) -> Answer:
         """Stop accepting, and answer when the workers have ended."""
         self._stop.set()
         await self._pool.ended.wait()
         return {}
 
-    async def _status(self) -> Answer:
+    async def _status(self, question: Question) -> Answer:
         return {
             "version": __version__,
             "pid": os.getpid(),

@@ -1,0 +1,65 @@
+"""`setup` and `teardown`: the kernel's rules without the daemon."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from tnat64d.cli import inputs
+from tnat64d.cli.arguments import Commands, command
+
+if TYPE_CHECKING:
+    from tnat64d.kernel.rules import StaticRules
+
+
+def add_to(commands: Commands) -> None:
+    """Add `setup` and `teardown`."""
+    setup = command(commands, "setup", _setup, "make the kernel's rules, route and address stand")
+    teardown = command(commands, "teardown", _teardown, "remove all that setup or up made, also after a crash")
+    inputs.take_conf(setup)
+    for each in (setup, teardown):
+        inputs.take_settings(each)
+        each.add_argument("--dry-run", action="store_true", help="print what would be done, do nothing")
+
+
+def _setup(arguments: argparse.Namespace) -> int:
+    config = inputs.load_config(arguments.conf)
+    rules = _static_rules(arguments)
+    if arguments.dry_run:
+        print(rules.plan(config))
+    else:
+        _let_signals_undo()
+        rules.install(config)
+    return 0
+
+
+def _teardown(arguments: argparse.Namespace) -> int:
+    rules = _static_rules(arguments)
+    if arguments.dry_run:
+        print(rules.plan_removal() or "# nothing to remove")
+    else:
+        rules.remove()
+    return 0
+
+
+def _static_rules(arguments: argparse.Namespace) -> StaticRules:
+    from tnat64d.kernel.rules import StaticRules
+
+    chosen = inputs.load_settings(arguments.settings)
+    inputs.require_root()
+    return StaticRules(chosen, arguments.settings or inputs.SETTINGS)
+
+
+def _let_signals_undo() -> None:
+    """A setup that is told to end must not leave half of it behind, however often it is told."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def end(number: int, frame: FrameType | None) -> None:
+        for each in numbers:
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt(number)
+
+    for each in numbers:
+        signal.signal(each, end)

@@ -1,0 +1,64 @@
+"""`status`, `reload`, `drain`: what is asked of the running daemon over its control socket."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from tnat64d.cli import inputs
+from tnat64d.cli.arguments import Commands, command
+from tnat64d.errors import UnavailableError
+
+
+def add_to(commands: Commands) -> None:
+    """Add `status`, `reload` and `drain`."""
+    status = command(commands, "status", _status, "what the running daemon does; 0 running, 3 not running")
+    reload = command(commands, "reload", _reload, "let the running daemon read tnat64.conf again, and wait for it")
+    drain = command(commands, "drain", _drain, "let the running daemon end, and wait for its connections")
+    for each in (status, reload, drain):
+        inputs.take_settings(each)
+    status.add_argument("--json", action="store_true", help="for programs")
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from tnat64d.daemon import control
+
+    path = inputs.load_settings(arguments.settings).control.socket
+    try:
+        answer = control.ask(path, "status", control.CONNECT_TIMEOUT_S)
+    except UnavailableError as error:
+        print(json.dumps({"state": "stopped"}) if arguments.json else error)
+        return 3  # LSB: the program is not running
+    print(json.dumps(answer) if arguments.json else _status_text(answer))
+    return 0
+
+
+def _status_text(answer: dict[str, object]) -> str:
+    total = answer["total"]
+    assert isinstance(total, dict)
+    sticky = "IPv4 first" if not answer["sticky"] else "NAT64 sticky"
+    return "\n".join(
+        (
+            f"tnat64d {answer['version']}, pid {answer['pid']}: {answer['state']} on {answer['listener']}",
+            f"configuration  {answer['summary']}",
+            f"way            {sticky} (scope {answer['sticky_scope']})",
+            f"connections    {total['active']} now, {total['relayed_nat64']} ended by NAT64, "
+            f"{total['relayed_ipv4']} by IPv4, {total['refused']} refused, {total['reset']} reset",
+            f"bytes          {total['up_bytes']} up, {total['down_bytes']} down",
+        )
+    )
+
+
+def _reload(arguments: argparse.Namespace) -> int:
+    from tnat64d.daemon import control
+
+    answer = control.ask(inputs.load_settings(arguments.settings).control.socket, "reload")
+    print(f"reloaded: {answer['summary']}")
+    return 0
+
+
+def _drain(arguments: argparse.Namespace) -> int:
+    from tnat64d.daemon import control
+
+    control.ask(inputs.load_settings(arguments.settings).control.socket, "drain", until_end=True)
+    return 0
