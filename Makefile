@@ -4,10 +4,12 @@ PYTHON  ?= python3
 PREFIX  ?= /usr/local
 DESTDIR ?=
 ARGS    ?=
+COMPILED ?=
 
 venv     := .venv
 home     := $(PREFIX)/lib/tnat64d
 units    := $(notdir $(wildcard systemd/*.service))
+compiled := $(filter-out 0,$(COMPILED))
 pages    := $(notdir $(wildcard man/*.[1-8]))
 
 .DEFAULT_GOAL := help
@@ -21,11 +23,11 @@ help: ## list the targets
 demo: root python packages-demo .stamps/venv ## show an IPv4-only connection with and without tnat64d (root)
 	@$(venv)/bin/python -m tests.lab.demo $(ARGS)
 
-test: root python packages-test .stamps/venv ## run all tests, or some: ARGS="-k name" (root)
+test: root python packages-test .stamps/venv .stamps/compiled ## run all tests, or some: ARGS="-k name" (root)
 	@echo "==> tests"
 	@$(venv)/bin/python -m pytest $(ARGS)
 
-bench: root python packages-bench .stamps/bench ## compare with other proxies, QUICK=1: in 3 minutes, ARGS="--help" (root)
+bench: root python packages-bench .stamps/bench .stamps/compiled ## compare with other proxies, QUICK=1: in 3 minutes, ARGS="--help" (root)
 	@$(venv)/bin/python -m benchmarks.run $(if $(filter-out 0,$(QUICK)),--quick) $(ARGS)
 
 check: python packages-check .stamps/venv ## format, lint, types, unit files, direction of imports
@@ -37,12 +39,14 @@ check: python packages-check .stamps/venv ## format, lint, types, unit files, di
 	@echo "==> unit files, direction of imports"
 	@$(venv)/bin/python -m pytest -q tests/test_systemd_units.py tests/test_layering.py
 
-install: python packages-install ## install under PREFIX (/usr/local), configuration under /etc; below DESTDIR if given
+install: python packages-install $(if $(compiled),packages-compile) ## install under PREFIX (/usr/local), DESTDIR before it; COMPILED=1: needs gcc, saves CPU
 	@$(PYTHON) -c 'import sys; sys.exit(sys.base_prefix.startswith(("/root/", "/home/")))' \
 		|| { echo "$(PYTHON) is in a home directory, which the service cannot read: make install PYTHON=/usr/bin/python3" >&2; exit 1; }
 	@echo "==> $(DESTDIR)$(home): the program, in a virtual environment of its own"
 	@$(PYTHON) -m venv --clear $(DESTDIR)$(home)
-	@$(DESTDIR)$(home)/bin/python -m pip install --quiet --disable-pip-version-check .
+	@copy=$$(mktemp -d) && trap 'rm -rf "$$copy"' EXIT && cp -r pyproject.toml README.md LICENSE tnat64d "$$copy" && \
+		$(if $(compiled),HATCH_BUILD_HOOKS_ENABLE=1) \
+		$(DESTDIR)$(home)/bin/python -m pip install --quiet --disable-pip-version-check "$$copy"
 	@sed -i '1s|^#!.*|#!$(home)/bin/python|' $(DESTDIR)$(home)/bin/tnat64d
 	@install -d $(DESTDIR)$(PREFIX)/bin && ln -sfn $(home)/bin/tnat64d $(DESTDIR)$(PREFIX)/bin/tnat64d
 	@for file in tnat64.conf tnat64d.toml; do \
@@ -77,6 +81,14 @@ clean: ## remove all that make and the tools made here
 	@$(venv)/bin/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear $(venv)
 	@$(venv)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@mkdir -p $(@D) && touch $@
+
+# mypyc leaves what it makes beside the sources, so it is given others.
+.stamps/compiled: .stamps/venv pyproject.toml $(wildcard tnat64d/*/*.py)
+	@echo "==> $@: tnat64d with its data plane compiled"
+	@rm -rf $@ $@.src && mkdir -p $@.src && cp -r pyproject.toml README.md LICENSE tnat64d $@.src
+	@HATCH_BUILD_HOOKS_ENABLE=1 $(venv)/bin/python -m pip install --quiet --disable-pip-version-check \
+		--no-deps --target $@ ./$@.src
+	@rm -rf $@.src && touch $@
 
 .stamps/bench: .stamps/venv
 	@echo "==> $(venv): what the benchmark needs beside it"

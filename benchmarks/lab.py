@@ -172,6 +172,12 @@ class ClatLab(PlainLab):
         self.ip("server", f"route add {CLAT_V6_PREFIX} via {CLIENT_V6}")
 
 
-def tnat64d(command: str) -> list[str]:
+COMPILED = Path(__file__).parents[1] / ".stamps/compiled"
+"""Where `make bench` builds tnat64d with its data plane compiled."""
+
+
+def tnat64d(command: str, *, compiled: bool = False) -> list[str]:
     """The command line of the tnat64d of this checkout."""
+    if compiled:
+        return ["env", f"PYTHONPATH={COMPILED}", sys.executable, "-P", "-m", "tnat64d", command]
     return [sys.executable, "-m", "tnat64d", command]

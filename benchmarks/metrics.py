@@ -163,20 +163,27 @@ _COMPARED_WITH_PYTHON = (
     *_IDLE_MEMORY,
 )
 
+_PER_CONNECTION = (
+    ("connections_per_s", "haproxy", 1.0),
+    ("connections_per_s", "nginx", 0.9),
+    ("cpu_s_per_1000_connections", "nginx", 1.15),
+    ("requests_per_s", "nginx", 1.0),
+    ("requests_per_s", "haproxy", 1.1),
+    *((key, "haproxy", 1.0) for key in _LATENCIES),
+)
+"""What the interpreter has a part in: (key, peer, factor)."""
+
 TARGETS: tuple[Target, ...] = (
     *(Target(key, peer, factor)
       for key in _FLOW1
       for peer, factor in (("haproxy", 1.3), ("tayga-1480", 8.0), ("tayga-1260", 8.0), ("direct", 0.65))),
     *(Target(key, "haproxy", 1.2) for key in _FLOW8),
     *(Target(key, "haproxy-2", 1.2, "tnat64d-2") for key in _FLOW8),
-    Target("connections_per_s", "haproxy", 1.0),
-    Target("connections_per_s", "nginx", 0.9),
+    *(Target(key, peer, factor, ours)
+      for ours in ("tnat64d", "tnat64d-compiled")
+      for key, peer, factor in _PER_CONNECTION),
     Target("connections_per_s", "haproxy-2", 1.0, "tnat64d-2"),
     Target("connections_per_s", "nginx-2", 0.9, "tnat64d-2"),
-    Target("cpu_s_per_1000_connections", "nginx", 1.15),
-    Target("requests_per_s", "nginx", 1.0),
-    Target("requests_per_s", "haproxy", 1.1),
-    *(Target(key, "haproxy", 1.0) for key in _LATENCIES),
     *(Target(key, None, 2.0) for key in _IDLE_MEMORY),
     *(Target(key, peer, 1.0) for key in _IDLE_MEMORY for peer in ("haproxy", "nginx")),
     *(Target(key, "socat", 1.0) for key in _IDLE_MEMORY[:-1]),  # it is not asked for the most

@@ -9,7 +9,7 @@ set -euo pipefail
 
 python=$1
 
-# package, what it is for: a program, a file, or a module of PYTHON
+# package, what it is for: a program, a file, or a module or C header of PYTHON
 read -r -d '' table <<'TABLE' || true
 python3-venv         module:ensurepip
 iproute2             ip
@@ -17,6 +17,7 @@ util-linux           nsenter
 iptables             iptables
 gcc                  gcc
 libc6-dev            /usr/include/stdio.h
+python3-dev          header:Python.h
 wrk                  wrk
 nginx-light          nginx
 libnginx-mod-stream  /usr/lib/nginx/modules/ngx_stream_module.so
@@ -29,6 +30,7 @@ TABLE
 is_there() {
 	case $1 in
 		module:*) "$python" -c "import ${1#module:}" 2>/dev/null ;;
+		header:*) [ -e "$("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))')/${1#header:}" ] ;;
 		/*) [ -e "$1" ] ;;
 		*) command -v "$1" >/dev/null ;;
 	esac

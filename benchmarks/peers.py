@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 
 import tnat64d as tnat64d_package
-from benchmarks.lab import CLAT_V6_PREFIX, LISTEN_PORT, ClatLab, PlainLab, RuledLab, Service, tnat64d
+from benchmarks.lab import CLAT_V6_PREFIX, COMPILED, LISTEN_PORT, ClatLab, PlainLab, RuledLab, Service, tnat64d
 from benchmarks.peer import Peer
 from tests.lab import LabError
 from tnat64d.core import settings
@@ -124,16 +124,26 @@ class Tnat64d(Peer):
     """This program, as a user starts it, but without a log line per connection: its peers write none either."""
 
     def __init__(
-        self, name: str, title: str, *, workers: int = 1, log: str = "none", connect: str = "plain"
+        self,
+        name: str,
+        title: str,
+        *,
+        workers: int = 1,
+        log: str = "none",
+        connect: str = "plain",
+        compiled: bool = False,
     ) -> None:
         super().__init__(name, title)
+        self._compiled = compiled
         self._workers = workers
         self._log = log
         self._connect = connect
         self.compared_with = name
 
     def missing(self) -> str | None:
-        """A way to connect that this version does not know."""
+        """What was not built, or a way to connect that this version does not know."""
+        if self._compiled and not COMPILED.is_dir():
+            return f"it is not built: make {COMPILED.parent.name}/{COMPILED.name}"
         try:
             settings.parse(self.settings(Path("/unused")), "tnat64d.toml")
         except ConfigurationError:
@@ -155,7 +165,7 @@ class Tnat64d(Peer):
         stem = lab.directory / f"{self.name}-{next(_numbers)}"
         file = stem.with_suffix(".toml")
         file.write_text(self.settings(stem.with_suffix(".sock")))
-        return [*tnat64d("serve"), "-f", str(lab.conf), "-c", str(file)]
+        return [*tnat64d("serve", compiled=self._compiled), "-f", str(lab.conf), "-c", str(file)]
 
 
 class Haproxy(Peer):
@@ -314,6 +324,7 @@ def _logging() -> Tnat64d:
 
 PEERS: tuple[Peer, ...] = (
     Tnat64d("tnat64d", "tnat64d"),
+    Tnat64d("tnat64d-compiled", "tnat64d, compiled", compiled=True),
     Tnat64d("tnat64d-2", "tnat64d, 2 workers", workers=2),
     _honest(),
     _logging(),

@@ -7,7 +7,7 @@ set -euo pipefail
 
 python=$1 target=$2
 
-# package, what it is for: a program, a file, or a module of PYTHON; the targets that need it; why
+# package, what it is for: a program, a file, or a module or C header of PYTHON; the targets that need it; why
 read -r -d '' table <<'TABLE' || true
 python3-venv  module:ensurepip        demo,test,check,install  makes the virtual environment
 iproute2      ip                      demo,test                makes the network namespaces
@@ -18,8 +18,9 @@ nftables      nft                     demo,test                holds the rules, 
 curl          curl                    demo,test                is the IPv4-only program
 wget          wget                    test                     is another one
 tnat64        tnat64                  test                     is the original, to compare with
-gcc           gcc                     test                     compiles the IPv4-only programs
-libc6-dev     /usr/include/stdio.h    test                     compiles the IPv4-only programs
+gcc           gcc                     test,compile             compiles the IPv4-only programs
+libc6-dev     /usr/include/stdio.h    test,compile             compiles the IPv4-only programs
+python3-dev   header:Python.h         test,compile             compiles the data plane
 systemd       systemd-analyze         test,check               judges the unit files
 mandoc        mandoc                  test                     judges the manual pages
 TABLE
@@ -27,6 +28,7 @@ TABLE
 is_there() {
 	case $1 in
 		module:*) "$python" -c "import ${1#module:}" 2>/dev/null ;;
+		header:*) [ -e "$("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))')/${1#header:}" ] ;;
 		/*) [ -e "$1" ] ;;
 		*) command -v "$1" >/dev/null ;;
 	esac

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from tests.proxy.peer import until
 from tnat64d.core.policy import ScopeState
 from tnat64d.kernel.original_dst import Destination
-from tnat64d.proxy.connection import Connection, Observer
+from tnat64d.proxy.connection import Connection
 from tnat64d.proxy.listener import Listener
 from tnat64d.proxy.relay import Relay
 
 
 @dataclass(eq=False)
-class Recording(Observer):
-    """Remembers; also tells `listener`, if there is one, what a worker tells it."""
+class Recording:
+    """A `proxy.connection.Observer`; also tells `listener`, if there is one, what a worker tells it."""
 
     listener: Listener | None = None
     accepted_count: int = 0

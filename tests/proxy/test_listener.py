@@ -30,6 +30,8 @@ from tnat64d.proxy.dialer import Attempt, Dial, Dialer, DialSettings
 from tnat64d.proxy.listener import ACCEPTS_PER_TURN, Listener
 from tnat64d.proxy.relay import End, Relay
 
+pytestmark = pytest.mark.interpreted
+
 NEVER_S = 0.05
 PLENTY = 1_000_000
 

@@ -89,6 +89,7 @@ async def test_a_reset_after_a_fin_is_reported(reactor: CountedReactor, pairs: P
     await until(lambda: watcher.masks[-1] & EPOLLERR)
 
 
+@pytest.mark.interpreted
 async def test_without_news_there_are_no_turns(reactor: CountedReactor, pairs: Pairs) -> None:
     _, near = pairs.make()
     reactor.watch(near.fileno(), EPOLLIN | EPOLLOUT | EPOLLET, Recorder())
@@ -182,6 +183,7 @@ async def test_who_asks_twice_is_told_again_once_in_the_next_turn(reactor: Count
     assert turns == sorted(set(turns)), "at most once a turn"
 
 
+@pytest.mark.interpreted
 async def test_an_event_in_the_same_turn_is_the_turn_that_was_asked_for(
     reactor: CountedReactor, pairs: Pairs
 ) -> None:
@@ -201,6 +203,7 @@ async def test_an_event_in_the_same_turn_is_the_turn_that_was_asked_for(
     assert turns[0] < turns[1]
 
 
+@pytest.mark.interpreted
 async def test_more_sockets_than_a_turn_can_take_are_all_told(
     reactor: CountedReactor, pairs: Pairs, monkeypatch: pytest.MonkeyPatch
 ) -> None:

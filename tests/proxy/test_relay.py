@@ -236,6 +236,7 @@ class BrokenPool(PipePool):
         raise ZeroDivisionError("a bug")
 
 
+@pytest.mark.interpreted
 async def test_a_bug_ends_its_own_connection_only(make_wire: MakeWire, caplog: pytest.LogCaptureFixture) -> None:
     broken, sound = make_wire(), make_wire()
     broken.relay.pipes = BrokenPool()

@@ -66,6 +66,7 @@ async def test_pieces_of_any_size_arrive_unchanged_both_ways(make_wire: MakeWire
 
 
 @both_sides
+@pytest.mark.interpreted
 async def test_a_flow_splices_while_it_is_big_and_copies_again_when_it_is_small(
     wire: Wire, side: str, pool: CountingPool
 ) -> None:
@@ -172,6 +173,7 @@ async def test_a_slow_reader_stops_the_sender_and_loses_nothing(
 
 
 @pytest.mark.usefixtures("full_reads")
+@pytest.mark.interpreted
 async def test_what_a_flow_may_pass_on_in_one_turn_is_bounded(
     make_wire: MakeWire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -251,6 +253,7 @@ async def test_an_idle_connection_holds_no_pipe(make_wire: MakeWire) -> None:
     assert len(left) <= 4, "one after the other they shared a pipe or two, which the pool keeps"
 
 
+@pytest.mark.interpreted
 async def test_without_descriptors_for_a_pipe_a_big_flow_is_copied(wire: Wire, pool: CountingPool) -> None:
     with descriptors_left(0):
         await pass_through(wire.client, wire.server, noise(8 * MIB))
@@ -265,6 +268,7 @@ async def test_with_one_descriptor_left_half_a_pipe_is_not_kept(wire: Wire) -> N
         assert descriptors() == before
 
 
+@pytest.mark.interpreted
 async def test_a_pipe_that_may_not_grow_still_serves(
     wire: Wire, pool: CountingPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

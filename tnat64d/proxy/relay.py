@@ -66,6 +66,7 @@ class End:
     """One socket of a relay, and the direction from it to its peer."""
 
     __slots__ = (
+        "closed",
         "fd",
         "finished",
         "fin_reported",
@@ -81,10 +82,13 @@ class End:
         "watched",
     )
 
+    __deletable__ = ("peer", "relay")  # for mypyc
+
     peer: End
 
     def __init__(self, relay: Relay, sock: RawSocket) -> None:
         self.relay = relay
+        self.closed = False
         self.sock = sock
         self.fd = sock.fileno()
         self.watched = 0
@@ -99,9 +103,9 @@ class End:
 
     def ready(self, mask: int) -> None:
         """See `reactor.Watcher`."""
-        relay = self.relay
-        if relay.closed:
+        if self.closed:
             return
+        relay = self.relay
         if mask & EPOLLERR:
             self._pass_on_last_words()
             relay.abort()
@@ -112,14 +116,15 @@ class End:
             self.fin_reported = True
         if mask & _ARRIVED and not self.finished:
             self.pump()
-        if mask & EPOLLOUT and not relay.closed:
+        if mask & EPOLLOUT and not self.closed:
             peer = self.peer
             if peer.unsent is not None or peer.pipe is not None:
                 peer.pump()
 
     def crashed(self) -> None:
         """See `reactor.Watcher`."""
-        self.relay.abort()
+        if not self.closed:
+            self.relay.abort()
 
     def pump(self) -> None:
         """Pass on what has arrived here, as far as the peer takes it."""
@@ -273,10 +278,13 @@ class End:
             self.watched = READS_AND_WRITES
             self.relay.reactor.change(self.fd, READS_AND_WRITES)
 
-    def release(self) -> None:
-        """Let go of the pipe and the socket."""
+    def close(self) -> None:
+        """Let go of the pipe, the socket, and all that knows this end: no reference cycle is left, so that a
+        connection costs the garbage collector nothing."""
+        self.closed = True
         self._return_pipe()
         self.relay.reactor.close(self.sock)
+        del self.relay, self.peer
 
 
 class Relay:
@@ -346,15 +354,6 @@ class Relay:
 
     def _close(self) -> None:
         self.closed = True
-        for end in (self.client, self.upstream):
-            end.release()
-            # No reference cycle is left, so that this costs the garbage collector nothing.
-            end.relay = NO_RELAY
-            end.peer = NO_END
+        self.client.close()
+        self.upstream.close()
         self.ended(self)
-
-
-NO_RELAY = Relay.__new__(Relay)
-NO_RELAY.closed = True
-NO_END = End.__new__(End)
-"""What a closed end belongs to: nothing that could be kept alive by it."""
