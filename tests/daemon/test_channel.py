@@ -10,12 +10,14 @@ from collections.abc import AsyncIterator
 import pytest
 
 from tnat64d.core import config
+from tnat64d.core.failures import Failure
 from tnat64d.core.policy import ScopeState
 from tnat64d.core.settings import Settings
 from tnat64d.daemon.channel import (
     Channel,
     Drain,
     Drained,
+    Failures,
     Learned,
     Message,
     Ping,
@@ -34,6 +36,7 @@ MESSAGES: tuple[Message, ...] = (
     Reload(CONFIG),
     Learned(None, ScopeState.NAT64_STICKY, 0),
     Unmapped("192.0.2.1:80", "no prefix for this destination"),
+    Failures((Failure("192.0.2.1", 80, 1.5, 101, 111, "IPv4 unreachable"),)),
     RoutesChanged(),
     Drain(1.5),
     Drained(3),

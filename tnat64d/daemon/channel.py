@@ -4,7 +4,7 @@ Owns the messages and their framing: a length of four bytes, then a pickled mess
 about them. Pickle is safe here: both ends are the same program, of the same user, on an inherited socket.
 
     supervisor -> worker    Start, Reload, Learned, RoutesChanged, Drain, Ping
-    worker -> supervisor    Ready, Learned, Unmapped, Drained, Pong
+    worker -> supervisor    Ready, Learned, Unmapped, Failures, Drained, Pong
 
 End of file means that the other process is gone. A worker ends then.
 """
@@ -19,6 +19,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 
 from tnat64d.core.config import Config
+from tnat64d.core.failures import Failure
 from tnat64d.core.policy import ScopeState
 from tnat64d.core.settings import Settings
 
@@ -67,6 +68,13 @@ class Unmapped:
 
 
 @dataclass(frozen=True, slots=True)
+class Failures:
+    """Connections that were refused since the last of these, the latest of each destination."""
+
+    failures: tuple[Failure, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class RoutesChanged:
     """The host's default routes have changed: every scope begins anew."""
 
@@ -95,7 +103,7 @@ class Pong:
     """It is."""
 
 
-Message = Start | Ready | Reload | Learned | Unmapped | RoutesChanged | Drain | Drained | Ping | Pong
+Message = Start | Ready | Reload | Learned | Unmapped | Failures | RoutesChanged | Drain | Drained | Ping | Pong
 
 
 class Channel:

@@ -14,7 +14,7 @@ import resource
 import sys
 import time
 from asyncio.subprocess import DEVNULL, Process
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from signal import strsignal
@@ -23,12 +23,14 @@ from typing import Any
 
 import tnat64d
 from tnat64d.core.config import Config
-from tnat64d.core.policy import StickyMemory
+from tnat64d.core.failures import Failure, FailureMemory
+from tnat64d.core.policy import ScopeState, StickyMemory
 from tnat64d.core.settings import Settings
 from tnat64d.daemon.channel import (
     Channel,
     Drain,
     Drained,
+    Failures,
     Learned,
     Message,
     Ping,
@@ -78,6 +80,7 @@ class WorkerPool:
         self._config = config
         self._verbose = verbose
         self._memory = StickyMemory(settings.policy.sticky_entries)
+        self._failures = FailureMemory()
         self._slots = [_slot(number, listener) for number, listener in enumerate(sockets)]
         self._shared: tuple[int, ...] = ()
         self._unready = set(range(len(self._slots)))
@@ -147,6 +150,14 @@ class WorkerPool:
     def sticky_scopes(self) -> list[str | None]:
         """The scopes that are NAT64_STICKY; None is the global one."""
         return [None if scope is None else str(scope) for scope in self._memory.sticky_scopes()]
+
+    def scope_state(self, scope: Hashable) -> ScopeState:
+        """The state of one scope."""
+        return self._memory.state(scope)
+
+    def last_failure(self, address: str, port: int) -> Failure | None:
+        """See `core.failures.FailureMemory.last`."""
+        return self._failures.last(address, port)
 
     def describe(self) -> list[dict[str, Any]]:
         """Each worker's process and counters."""
@@ -228,6 +239,8 @@ class WorkerPool:
                 if not self._said_unmapped:
                     self._said_unmapped = True
                     _log.warning("%s is tried by IPv4 only: %s (said once)", destination, reason)
+            case Failures(failures):
+                self._failures.remember(failures)
             case Pong():
                 slot.has_answered = True
             case Drained(reset):

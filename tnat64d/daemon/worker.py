@@ -13,9 +13,11 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
+from tnat64d.core.failures import Failure, FailureMemory
 from tnat64d.core.policy import ScopeState, StickyMemory
 from tnat64d.core.settings import Mode, Settings
 from tnat64d.daemon import journal
@@ -23,6 +25,7 @@ from tnat64d.daemon.channel import (
     Channel,
     Drain,
     Drained,
+    Failures,
     Learned,
     Message,
     Ping,
@@ -42,6 +45,11 @@ from tnat64d.proxy.dialer import Dialer, DialSettings
 from tnat64d.proxy.listener import Listener
 from tnat64d.proxy.reactor import Reactor
 from tnat64d.proxy.relay import Relay, reset
+
+FAILURES_DELAY_S = 0.2
+"""Failures are told together: a flood of them is a few messages a second."""
+
+FAILURES_AT_ONCE = 256
 
 _log = logging.getLogger("tnat64d.daemon.worker")  # __name__ is "__main__" in the process
 
@@ -148,6 +156,8 @@ class Worker:
         self._reset = 0
         self.drained = asyncio.Event()
         self._memory = StickyMemory(settings.policy.sticky_entries, start.sticky, start.epoch)
+        self._failures = FailureMemory(FAILURES_AT_ONCE)
+        self._failures_timer: asyncio.TimerHandle | None = None
         self._reactor = Reactor(loop)
         self._told_unmapped = False
         self._destinations = Destinations(
@@ -228,6 +238,18 @@ class Worker:
             self._told_unmapped = True
             self._tell(Unmapped("{}:{}".format(*target.destination), target.route.reason))
 
+    def _remember(self, failed: Connection) -> None:
+        address, port = failed.target.destination
+        self._failures.remember(
+            [Failure(address, port, time.time(), failed.ipv4_error, failed.nat64_error, failed.because)]
+        )
+        if self._failures_timer is None:
+            self._failures_timer = self._loop.call_later(FAILURES_DELAY_S, self._tell_failures)
+
+    def _tell_failures(self) -> None:
+        self._failures_timer = None
+        self._tell(Failures(self._failures.drain()))
+
     def accepted(self) -> None:
         """See `proxy.connection.Observer`."""
         self._counters[_ACCEPTED] += 1
@@ -242,6 +264,8 @@ class Worker:
     def refused(self, connection: Connection) -> None:
         """See `proxy.connection.Observer`."""
         self._counters[_REFUSED] += 1
+        if not connection.client_gone:
+            self._remember(connection)
         if self._log_refused:
             _log.info("%s", journal.refused_line(connection, self._loop.time() - connection.since))
         self._over()
