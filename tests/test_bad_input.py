@@ -122,15 +122,22 @@ def test_junk_for_settings(lab: IdealNat64Lab, files: Files, junk: str) -> None:
     assert seconds_of(started) < SOON_S
 
 
-@pytest.mark.parametrize("command", ["up", "serve", "setup", "check", "teardown", "status", "reload", "drain"])
+@pytest.mark.parametrize(
+    "command", ["up", "serve", "setup", "check", "why", "teardown", "status", "reload", "drain"]
+)
 def test_every_command_finds_the_mistakes_of_the_files_it_reads(
     lab: IdealNat64Lab, files: Files, command: str
 ) -> None:
-    if command in ("up", "serve", "setup", "check"):
+    operands = ("192.0.2.1",) if command == "why" else ()
+    if command in ("up", "serve", "setup", "check", "why"):
         files.conf.write_text("nonsense")
-        expect(run_cli(lab.client, *files.arguments(command)), 78, f"{files.conf}:1:1: unknown directive")
+        expect(
+            run_cli(lab.client, *files.arguments(command), *operands), 78, f"{files.conf}:1:1: unknown directive"
+        )
     files.settings.write_text("[proxy]\nport = 'http'")
-    expect(run_cli(lab.client, command, "-c", str(files.settings)), 78, f"{files.settings}: proxy.port: ")
+    expect(
+        run_cli(lab.client, command, "-c", str(files.settings), *operands), 78, f"{files.settings}: proxy.port: "
+    )
 
 
 def make_nothing(path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,3 +40,12 @@ def test_a_group_that_does_not_exist_is_named() -> None:
         Tnat64Error, match=r"control group 'no/such\.slice': No such file or directory; it must exist"
     ):
         identity("no/such.slice")
+
+
+@pytest.mark.netns
+def test_the_group_of_this_process_is_a_path_below_the_root(cgroup: Path) -> None:
+    code = "from tnat64d.kernel.cgroup import of_this_process; print(of_this_process())"
+    enter = f'echo $$ >{cgroup}/cgroup.procs; exec "$@"'
+    command = ["sh", "-ec", enter, "sh", sys.executable, "-c", code]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
+    assert shown == f"{cgroup.parent.name}/{cgroup.name}\n"

@@ -31,7 +31,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from enum import Enum
+from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address
 
 from tnat64d.core.config_words import Problem, Word, parse_network, quote, split
@@ -108,7 +108,7 @@ class Path:
     line: int
 
 
-class Way(Enum):
+class Way(StrEnum):
     LOCAL = "local"
     NAT64 = "nat64"
     NONE = "none"

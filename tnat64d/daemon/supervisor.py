@@ -23,7 +23,7 @@ from enum import StrEnum
 from tnat64d import __version__
 from tnat64d.core.config import Config
 from tnat64d.core.settings import Settings
-from tnat64d.daemon import listening
+from tnat64d.daemon import explaining, listening
 from tnat64d.daemon.control import Answer, ControlServer, Question
 from tnat64d.daemon.pool import WorkerPool
 from tnat64d.daemon.rules import Rules, RulesThread
@@ -89,7 +89,7 @@ class _Supervisor:
         self._pool.share(self._rules.begin())
         self._control = ControlServer(
             settings.control.socket,
-            {"status": self._status, "reload": self._reload, "drain": self._drain},
+            {"status": self._status, "reload": self._reload, "drain": self._drain, "why": self._why},
         )
 
     async def run(self) -> None:
@@ -222,13 +222,21 @@ class _Supervisor:
         await self._pool.ended.wait()
         return {}
 
+    async def _why(self, question: Question) -> Answer:
+        return self._identity() | explaining.answer(question, self._config, self._settings, self._pool)
+
+    def _identity(self) -> Answer:
+        return {
+            "pid": os.getpid(),
+            "state": self._state.value,
+            "listener": f"{self._listens_on}:{self._settings.proxy.port}",
+        }
+
     async def _status(self, question: Question) -> Answer:
         return {
             "version": __version__,
-            "pid": os.getpid(),
+            **self._identity(),
             "started_at": self._started_at,
-            "state": self._state.value,
-            "listener": f"{self._listens_on}:{self._settings.proxy.port}",
             "summary": _summary(self._config),
             "sticky_scope": self._settings.policy.sticky_scope.value,
             "sticky": self._pool.sticky_scopes(),

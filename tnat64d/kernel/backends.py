@@ -67,6 +67,12 @@ def choose(rules: Rules) -> Choice:
     return Choice(backend, name, because, tuple(others))
 
 
+def iptables_programs(rules: Rules) -> tuple[str, ...]:
+    """Those of this host, and that of `rules`, each kind once."""
+    programs = {_binary(program): program for program in (rules.iptables, NFT, LEGACY) if _has(program)}
+    return tuple(programs.values())
+
+
 def _has(program: str) -> bool:
     return shutil.which(f"{program}-restore") is not None and shutil.which(f"{program}-save") is not None
 

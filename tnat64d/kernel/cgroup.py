@@ -41,3 +41,11 @@ def identity(path: str) -> int:
         raise Tnat64Error(
             f"control group {path!r}: {error.strerror}; it must exist when the rules are made"
         ) from None
+
+
+def of_this_process() -> str:
+    """The path below the root of the group that this process is in; empty for the root, or without version 2."""
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        if line.startswith("0::"):  # cgroups(7)
+            return line[3:].strip("/")
+    return ""

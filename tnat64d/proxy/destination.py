@@ -73,7 +73,7 @@ class Destinations:
             return None
         route = self._config.route(address, port)
         nat64 = None if route.nat64_address is None else (str(route.nat64_address), port)
-        target = Target(destination, route, nat64, self._scope_of(route, address))
+        target = Target(destination, route, nat64, scope_key(self._scope, route, address))
         if route.way is Way.NONE:
             self._unmapped(target)
         return target
@@ -84,11 +84,13 @@ class Destinations:
             return False
         return destination[0] == listens_on or (listens_on == "0.0.0.0" and original_dst.is_own(destination[0]))
 
-    def _scope_of(self, route: Route, address: IPv4Address) -> Hashable:
-        match self._scope:
-            case StickyScope.GLOBAL:
-                return None
-            case StickyScope.PREFIX:
-                return str(route.prefix)
-            case StickyScope.DESTINATION:
-                return str(address)
+
+def scope_key(kind: StickyScope, route: Route, address: IPv4Address) -> Hashable:
+    """What shares its state with `address`, whose route is `route`: see `core.policy.StickyMemory`."""
+    match kind:
+        case StickyScope.GLOBAL:
+            return None
+        case StickyScope.PREFIX:
+            return str(route.prefix)
+        case StickyScope.DESTINATION:
+            return str(address)

@@ -1,0 +1,128 @@
+"""`why`: which way a connection would go now, and the chain of reasons.
+
+Owns gathering the facts, from files, kernel and daemon. Refuses to own what follows from them (`core.reasons`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pwd
+import time
+from ipaddress import IPv4Address, IPv6Address
+from typing import TYPE_CHECKING
+
+from tnat64d.cli import inputs
+from tnat64d.cli.arguments import Commands, command
+from tnat64d.core import scope
+from tnat64d.errors import PrivilegeError, Tnat64Error, UnavailableError, UsageError
+
+if TYPE_CHECKING:
+    from tnat64d.core.reasons import Asker, Facts, Silence, Told
+    from tnat64d.core.settings import Rules
+
+_DETAILS = """\
+It sends nothing to the destination. Who is neither root nor the daemon's user sees less, and is told what.
+"""
+
+
+def add_to(commands: Commands) -> None:
+    """Add `why`."""
+    why = command(commands, "why", _why, "which way a connection would go now, and because of what", _DETAILS)
+    inputs.take_conf(why)
+    inputs.take_settings(why)
+    why.add_argument("-u", "--user", metavar="USER", help="a program of this user, instead of yours")
+    why.add_argument("--json", action="store_true", help="for programs")
+    why.add_argument("target", metavar="HOST[:PORT]", help="where to: an IPv4 address or a name")
+
+
+def _why(arguments: argparse.Namespace) -> int:
+    from tnat64d.core import reasons
+
+    host, port = inputs.split_target(arguments.target)
+    inquiry = _Inquiry(arguments)
+    is_running = True
+    for address in inputs.resolve(host):
+        facts = inquiry.facts(address, port)
+        explanation = reasons.explain(facts)
+        print(json.dumps(explanation.as_json()) if arguments.json else explanation.as_text())
+        is_running = not isinstance(facts.daemon, reasons.Silence) or facts.daemon.is_running
+    return 0 if is_running else UnavailableError.exit_code
+
+
+class _Inquiry:
+    """What is the same for every address: the files, the program, the rules in the kernel."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        """Raises ConfigurationError, and UsageError for a user that does not exist."""
+        from tnat64d.kernel import accounts
+
+        self._conf_file = arguments.conf
+        self._settings_file = arguments.settings or inputs.SETTINGS
+        self._settings = inputs.load_settings(arguments.settings)
+        self._config = inputs.load_config(arguments.conf)
+        self._scope = scope.resolve(self._settings.scope, accounts.lookup(self._settings_file))
+        self._asker = _asker(arguments.user)
+        self._standing = _standing(self._settings.rules)
+
+    def facts(self, address: IPv4Address, port: int) -> Facts:
+        """Those for one destination. Raises Tnat64Error."""
+        from tnat64d.core.reasons import Destined, Facts, Told
+        from tnat64d.kernel.route_lookup import look_up
+
+        daemon = _ask_daemon(self._settings.control.socket, address, port)
+        destined = daemon.destined if isinstance(daemon, Told) else Destined.by(self._config, address, port)
+        nat64 = destined.nat64_address
+        return Facts(
+            conf_file=self._conf_file,
+            settings_file=self._settings_file,
+            config=self._config,
+            settings=self._settings,
+            scope=self._scope,
+            asker=self._asker,
+            address=address,
+            port=port,
+            route=look_up(address, port=port, uid=self._asker.uid),
+            ipv4=look_up(address, port=port, mark=self._settings.rules.mark),
+            nat64=None if nat64 is None else look_up(IPv6Address(nat64), port=port),
+            standing=self._standing,
+            daemon=daemon,
+            now=time.time(),
+        )
+
+
+def _asker(user: str | None) -> Asker:
+    """The program of `user`, None for whoever runs this. Raises UsageError."""
+    from tnat64d.core.reasons import Asker
+    from tnat64d.kernel import cgroup
+
+    if user is None:
+        return Asker(os.geteuid(), os.getegid(), cgroup.of_this_process())
+    try:
+        entry = pwd.getpwuid(int(user)) if user.isdecimal() else pwd.getpwnam(user)
+    except (KeyError, OverflowError):
+        raise UsageError(f"there is no user {user!r} on this host") from None
+    return Asker(entry.pw_uid, entry.pw_gid, cgroup.of_this_process())
+
+
+def _ask_daemon(path: str, address: IPv4Address, port: int) -> Told | Silence:
+    from tnat64d.core.reasons import Silence
+    from tnat64d.daemon import control, explaining
+
+    try:
+        answer = control.ask(path, "why", control.CONNECT_TIMEOUT_S, address=str(address), port=port)
+    except UnavailableError as error:
+        return Silence(is_running=False, sentence=str(error))
+    except Tnat64Error as error:
+        return Silence(is_running=True, sentence=f"it runs, and does not tell: {error}")
+    return explaining.told(answer)
+
+
+def _standing(rules: Rules) -> tuple[str, ...] | None:
+    from tnat64d.kernel import standing
+
+    try:
+        return standing.capturing(rules)
+    except PrivilegeError:
+        return None

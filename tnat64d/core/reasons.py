@@ -1,0 +1,413 @@
+"""Why a connection goes the way it goes: the chain of reasons, from facts that somebody else has gathered.
+
+Owns the order of the reasons, their words and the verdict. Refuses to own gathering them (`cli.why`), the rules
+(`core.ruleset`), the route (`core.config`) and the policy (`core.policy`): it asks these.
+
+    step      decides, with this verdict, if
+    local     the rules leave the destination alone: local
+    scope     the rules leave the program or the port alone: not captured
+    route     there is none: not captured, for connect() fails before any rule is asked
+    rules     none stand: not captured
+    daemon    it does not run: none
+    prefix, state, ipv4, nat64: nat64, ipv4 or none
+
+What is left alone needs no more steps. Where route, rules or daemon are missing, those below are told all the
+same: what would be.
+"""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from ipaddress import IPv4Address
+from typing import Any
+
+from tnat64d.core import ruleset
+from tnat64d.core.capture import Packet, decisive_rule
+from tnat64d.core.config import ALWAYS_LOCAL, Config, Way
+from tnat64d.core.failures import Failure
+from tnat64d.core.ruleset import ROUTE_PROTOCOL, Match, Rule, Verdict
+from tnat64d.core.scope import Scope
+from tnat64d.core.settings import Settings
+
+
+class Outcome(StrEnum):
+    """What becomes of the connection."""
+
+    LOCAL = "local"
+    NAT64 = "nat64"
+    IPV4 = "ipv4"
+    NONE = "none"
+    NOT_CAPTURED = "not captured"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteFound:
+    """The kernel's answer to a route lookup: an errno, or a route as ip(8) shows it with its protocol number.
+
+    `is_own`: the address is one of this host's.
+    """
+
+    error: int = 0
+    text: str = ""
+    protocol: int = 0
+    is_own: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Asker:
+    """The program in question. `cgroup`: a path below the root of cgroup v2."""
+
+    uid: int
+    gid: int
+    cgroup: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Destined:
+    """Where a configuration sends a destination; `line` is that of tnat64.conf, None where none decided."""
+
+    way: Way
+    prefix: str | None
+    nat64_address: str | None
+    line: int | None
+    reason: str
+
+    @classmethod
+    def by(cls, config: Config, address: IPv4Address, port: int) -> Destined:
+        """As `config` says."""
+        route = config.route(address, port)
+        prefix = None if route.prefix is None else str(route.prefix)
+        nat64_address = None if route.nat64_address is None else str(route.nat64_address)
+        return cls(way=route.way, prefix=prefix, nat64_address=nat64_address, line=route.line, reason=route.reason)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """What the running daemon says of the destination."""
+
+    state: str
+    pid: int
+    listener: str
+    destined: Destined
+    is_sticky: bool
+    sticky_scope: str
+    failure: Failure | None
+
+
+@dataclass(frozen=True, slots=True)
+class Silence:
+    """The daemon does not run, or does not answer this user; `sentence` says which."""
+
+    is_running: bool
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """All that the answer follows from.
+
+    `route` is that of the program's connect(), `ipv4` that of the daemon's own attempt, `nat64` that to the NAT64
+    address (None without one). `standing`: where our rules are in the kernel; None if that may not be looked at.
+    `now`: seconds since the epoch.
+    """
+
+    conf_file: str
+    settings_file: str
+    config: Config
+    settings: Settings
+    scope: Scope
+    asker: Asker
+    address: IPv4Address
+    port: int
+    route: RouteFound
+    ipv4: RouteFound
+    nat64: RouteFound | None
+    standing: tuple[str, ...] | None
+    daemon: Told | Silence
+    now: float
+
+    @property
+    def destined(self) -> Destined:
+        """By the running daemon's configuration, or else by the file."""
+        if isinstance(self.daemon, Told):
+            return self.daemon.destined
+        return Destined.by(self.config, self.address, self.port)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One reason: its name, the fact, and where the fact is from (a line of a file, a kernel object)."""
+
+    name: str
+    fact: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation:
+    """The verdict, its reason, and the steps that lead there."""
+
+    address: IPv4Address
+    port: int
+    outcome: Outcome
+    because: str
+    destined: Destined
+    failure: Failure | None
+    steps: tuple[Step, ...]
+
+    def as_text(self) -> str:
+        """For people: the verdict, then a line for each step."""
+        width = max(len(step.name) for step in self.steps) + 2
+        target = f"{self.address}:{self.port}" if self.port else str(self.address)
+        lines = [
+            f"{target}: {_VERDICTS[self.outcome].format(self.destined.nat64_address)}, because {self.because}"
+        ]
+        lines += [f"  {step.name:<{width}}{step.fact}  [{step.source}]" for step in self.steps]
+        return "\n".join(lines)
+
+    def as_json(self) -> dict[str, Any]:
+        """For programs: the object that `tnat64d why --json` prints."""
+        is_nat64 = self.outcome is Outcome.NAT64
+        return {
+            "address": str(self.address),
+            "port": self.port or None,
+            "way": self.outcome.value,
+            "because": self.because,
+            "prefix": self.destined.prefix if is_nat64 else None,
+            "nat64_address": self.destined.nat64_address if is_nat64 else None,
+            "last_failure": None if self.failure is None else _failure_as_json(self.failure),
+            "steps": [asdict(step) for step in self.steps],
+        }
+
+
+_VERDICTS = {
+    Outcome.LOCAL: "local, left to the kernel",
+    Outcome.NAT64: "NAT64 at {}",
+    Outcome.IPV4: "IPv4",
+    Outcome.NONE: "no way",
+    Outcome.NOT_CAPTURED: "not captured",
+}
+
+
+def explain(facts: Facts) -> Explanation:
+    """The chain of reasons for `facts`."""
+    described = ruleset.describe(facts.config, facts.settings.rules, facts.scope, facts.settings.proxy.port)
+    asker = facts.asker
+    packet = Packet(
+        destination=facts.address,
+        port=facts.port,
+        is_own=facts.route.is_own,
+        uid=asker.uid,
+        gid=asker.gid,
+        cgroup=asker.cgroup,
+    )
+    rule = decisive_rule(described, packet)
+    outcome, because = _verdict(facts, rule)
+    steps = [_route_step(facts), *_rule_steps(facts, rule)]
+    if rule is not None and rule.verdict is not Verdict.RETURN:
+        steps += [_standing_step(facts), _daemon_step(facts), *_way_steps(facts)]
+    return Explanation(
+        address=facts.address,
+        port=facts.port,
+        outcome=outcome,
+        because=because,
+        destined=facts.destined,
+        failure=facts.daemon.failure if isinstance(facts.daemon, Told) else None,
+        steps=tuple(steps),
+    )
+
+
+def _verdict(facts: Facts, rule: Rule | None) -> tuple[Outcome, str]:
+    if rule is None or rule.verdict is Verdict.RETURN:
+        is_local = rule is not None and _locality(facts, rule.match) is not None
+        outcome = Outcome.LOCAL if is_local else Outcome.NOT_CAPTURED
+        return outcome, f"it is left alone, and {_left_alone(facts.route)}"
+    if facts.route.error:
+        return Outcome.NOT_CAPTURED, f"there is no route: connect() fails with {_name(facts.route.error)}"
+    if facts.standing == ():
+        return Outcome.NOT_CAPTURED, "no rules of tnat64d stand in the kernel"
+    if isinstance(facts.daemon, Silence) and not facts.daemon.is_running:
+        return Outcome.NONE, "the daemon does not run: what is captured is refused"
+    return _way(facts)
+
+
+def _left_alone(route: RouteFound) -> str:
+    if route.error:
+        return f"there is no route to it: connect() fails with {_name(route.error)}"
+    if _is_ours(route):
+        return "there is no IPv4 route to it: connect() fails at once"
+    return f"it goes by the IPv4 route of this host, {route.text}"
+
+
+def _way(facts: Facts) -> tuple[Outcome, str]:
+    """What the daemon tries, in its order, as far as the host's own routes tell."""
+    ipv4_error = facts.ipv4.error
+    no_ipv4 = f"IPv4 is unreachable ({_name(ipv4_error)})"
+    if facts.nat64 is None:
+        reason = facts.destined.reason
+        return (Outcome.NONE, f"{reason}, and {no_ipv4}") if ipv4_error else (Outcome.IPV4, reason)
+    is_sticky = isinstance(facts.daemon, Told) and facts.daemon.is_sticky
+    no_nat64 = f"the host has no route to NAT64 ({_name(facts.nat64.error)})"
+    if is_sticky and not facts.nat64.error:
+        return Outcome.NAT64, "NAT64 has answered before: IPv4 is not tried"
+    if not ipv4_error:
+        return Outcome.IPV4, no_nat64 if is_sticky else "IPv4 comes first, and this host has a route"
+    if facts.nat64.error:
+        return Outcome.NONE, f"{no_ipv4}, and {no_nat64}"
+    return Outcome.NAT64, no_ipv4
+
+
+def _route_step(facts: Facts) -> Step:
+    route = facts.route
+    if route.error:
+        fact = f"none, {_name(route.error)}"
+    elif _is_ours(route):
+        fact = f"{route.text}: that of tnat64d, there is no other"
+    else:
+        fact = route.text
+    source = f"ip -4 route get fibmatch {facts.address} ipproto tcp uid {facts.asker.uid}"
+    return Step("route", fact, source)
+
+
+def _rule_steps(facts: Facts, rule: Rule | None) -> list[Step]:
+    if rule is not None and rule.verdict is Verdict.RETURN:
+        if (locality := _locality(facts, rule.match)) is not None:
+            return [Step("local", *locality)]
+        return [
+            _not_local(facts),
+            Step("scope", f"left alone: {_shown(rule.match)}", _keys(facts, rule.match, "not_")),
+        ]
+    if rule is None:
+        asker = facts.asker
+        who = f"user {asker.uid}, group {asker.gid}, control group /{asker.cgroup}"
+        what = f"port {facts.port}" if facts.port else "no port given"
+        return [
+            _not_local(facts),
+            Step("scope", f"left alone: not in the scope ({who}, {what})", f"{facts.settings_file}: [scope]"),
+        ]
+    carried = _shown(rule.match)
+    if carried:
+        return [_not_local(facts), Step("scope", f"carried: {carried}", _keys(facts, rule.match, ""))]
+    return [_not_local(facts), Step("scope", "carried, as all programs are", f"{facts.settings_file}: [scope]")]
+
+
+def _locality(facts: Facts, match: Match) -> tuple[str, str] | None:
+    """Fact and source, where `match` is about local destinations."""
+    if match.destination_is_own:
+        return "an address of this host", "ip -4 route show table local"
+    if match.ports is None:
+        for local in facts.config.local:
+            if local.network == match.destination:
+                return f"local network {local.network}", f"{facts.conf_file}:{local.line}"
+        if match.destination in ALWAYS_LOCAL:
+            return f"always local: {match.destination}", "tnat64.conf(5)"
+    return None
+
+
+def _not_local(facts: Facts) -> Step:
+    return Step("local", "no", facts.conf_file)
+
+
+def _shown(match: Match) -> str:
+    parts = []
+    if match.destination is not None:
+        parts.append(f"network {match.destination}")
+    if match.ports is not None:
+        first, last = match.ports
+        parts.append(f"port {first}" if first == last else f"ports {first}-{last}")
+    if match.uid is not None:
+        parts.append(f"user {match.uid}")
+    if match.gid is not None:
+        parts.append(f"group {match.gid}")
+    if match.cgroup is not None:
+        parts.append(f"control group {match.cgroup}")
+    return ", ".join(parts)
+
+
+def _keys(facts: Facts, match: Match, prefix: str) -> str:
+    keys = {
+        "networks": match.destination,
+        "ports": match.ports,
+        "users": match.uid,
+        "groups": match.gid,
+        "cgroups or units": match.cgroup,
+    }
+    named = ", ".join(f"scope.{prefix}{key}" for key, value in keys.items() if value is not None)
+    return f"{facts.settings_file}: {named}"
+
+
+def _standing_step(facts: Facts) -> Step:
+    if facts.standing is None:
+        return Step("rules", "taken to stand: only root may look", "the kernel")
+    if not facts.standing:
+        return Step("rules", "none stand: run tnat64d up, or start the service", "the kernel")
+    return Step("rules", "they stand, and capture it", ", ".join(facts.standing))
+
+
+def _daemon_step(facts: Facts) -> Step:
+    daemon = facts.daemon
+    source = facts.settings.control.socket
+    if isinstance(daemon, Silence):
+        return Step("daemon", daemon.sentence, source)
+    fact = f"{daemon.state}, pid {daemon.pid}, on {daemon.listener}"
+    if daemon.destined != Destined.by(facts.config, facts.address, facts.port):
+        fact += f"; {facts.conf_file} has changed since it was read: run tnat64d reload"
+    return Step("daemon", fact, source)
+
+
+def _way_steps(facts: Facts) -> list[Step]:
+    destined = facts.destined
+    source = facts.conf_file if destined.line is None else f"{facts.conf_file}:{destined.line}"
+    prefix = destined.reason if destined.prefix is None else f"{destined.prefix}, {destined.reason}"
+    steps = [Step("prefix", prefix, source)]
+    if facts.nat64 is not None:
+        steps.append(_state_step(facts))
+    mark = f"{facts.settings.rules.mark:#x}"
+    ipv4 = _reached(facts.ipv4)
+    steps.append(Step("ipv4", ipv4, f"ip -4 route get fibmatch {facts.address} ipproto tcp mark {mark}"))
+    if facts.nat64 is not None:
+        nat64_source = f"ip -6 route get fibmatch {destined.nat64_address}"
+        steps.append(Step("nat64", f"{destined.nat64_address}: {_reached(facts.nat64)}", nat64_source))
+    if isinstance(facts.daemon, Told):
+        steps.append(Step("last failure", _failed(facts.daemon.failure, facts.now), facts.settings.control.socket))
+    return steps
+
+
+def _state_step(facts: Facts) -> Step:
+    if isinstance(facts.daemon, Silence):
+        return Step("state", "not known; it begins with IPv4 first", "tnat64d(8)")
+    scope = f"scope {facts.daemon.sticky_scope}"
+    fact = "NAT64 sticky: it is dialled at once" if facts.daemon.is_sticky else "IPv4 first"
+    return Step("state", f"{fact} ({scope})", facts.settings.control.socket)
+
+
+def _failed(failure: Failure | None, now: float) -> str:
+    if failure is None:
+        return "none is remembered"
+    errors = {"IPv4": failure.ipv4_error, "NAT64": failure.nat64_error}
+    shown = ", ".join(f"{way} {_name(error)}" for way, error in errors.items() if error)
+    return f"{max(0, now - failure.at):.0f} s ago, port {failure.port}: {shown or 'ended with a reset'}"
+
+
+def _failure_as_json(failure: Failure) -> dict[str, Any]:
+    return {
+        "at": failure.at,
+        "port": failure.port,
+        "ipv4": _name(failure.ipv4_error) if failure.ipv4_error else None,
+        "nat64": _name(failure.nat64_error) if failure.nat64_error else None,
+        "because": failure.because,
+    }
+
+
+def _reached(route: RouteFound) -> str:
+    return f"unreachable, {_name(route.error)}" if route.error else route.text
+
+
+def _is_ours(route: RouteFound) -> bool:
+    return route.protocol == ROUTE_PROTOCOL
+
+
+def _name(error: int) -> str:
+    return errno.errorcode.get(error, str(error))
