@@ -6,7 +6,9 @@ of every backend, where it is refused.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -261,3 +263,38 @@ def test_local_networks_and_excluded_ports_hold_behind_the_gateway_too(gateway_l
         with pytest.raises(OSError, match=r"timed out|unreachable|No route"):
             dial(gateway_lab.container, Port.BANNER, timeout_s=1.2)
         assert running.daemon.total("accepted") == accepted
+
+
+def test_a_source_behind_the_gateway_at_its_limit_does_not_keep_others_out(gateway_lab: GatewayLab) -> None:
+    other = "172.17.0.3"
+    gateway_lab.ip("container", f"addr add {other}/24 dev eth0")
+    settings: Tables = {
+        "proxy": {"workers": 1, "max_connections_per_source": 2},
+        "scope": {"gateway": ["br-test"]},
+    }
+    with (
+        Daemon(gateway_lab.client, gateway_lab.directory, settings=settings) as daemon,
+        contextlib.ExitStack() as stack,
+    ):
+
+        def connect(source: str) -> socket.socket:
+            sock = stack.enter_context(gateway_lab.container.socket())
+            sock.settimeout(5)
+            sock.bind((source, 0))
+            sock.connect((SERVER_V4, Port.ECHO))
+            return sock
+
+        first, second = connect(CONTAINER), connect(CONTAINER)
+        echo(first)
+        echo(second)
+        for _ in range(2):
+            with pytest.raises(ConnectionResetError):
+                connect(CONTAINER).recv(1)
+        daemon.wait_for_total("over_limit", 2)
+        assert daemon.log.count(f"{CONTAINER} has as many connections as one source may have") == 1
+        echo(connect(other))
+        for _ in range(4):  # the host's own programs have no limit
+            echo(stack.enter_context(dial(gateway_lab.client, Port.ECHO)))
+        first.close()
+        daemon.wait_for_total("active", 6)
+        echo(connect(CONTAINER))

@@ -31,7 +31,7 @@ from tnat64d.daemon.channel import (
 
 CONFIG = config.parse("local = 10.0.0.0/8\nnat64_prefix = 2001:db8:64::\n", "t.conf")
 MESSAGES: tuple[Message, ...] = (
-    Start(CONFIG, Settings(), (None, "192.0.2.1"), epoch=3, max_connections=7, verbose=True),
+    Start(CONFIG, Settings(), (None, "192.0.2.1"), epoch=3, max_connections=7, max_per_source=2, verbose=True),
     Ready(),
     Reload(CONFIG),
     Learned(None, ScopeState.NAT64_STICKY, 0),

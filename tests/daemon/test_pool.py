@@ -12,7 +12,7 @@ import time
 
 from tests.lab import IdealNat64Lab, Port, wait_until
 from tests.lab.daemon import Daemon, dial, echo, expect_refused, expect_reset, is_alive, seconds_of
-from tnat64d.daemon.pool import DEATHS_IN_A_ROW, connection_limit
+from tnat64d.daemon.pool import DEATHS_IN_A_ROW, connection_limit, share
 
 
 def daemon_in(lab: IdealNat64Lab, command: str = "up", **proxy: object) -> Daemon:
@@ -170,3 +170,7 @@ def test_connections_are_limited_by_what_is_configured_and_by_descriptors() -> N
     assert connection_limit(possible + 1, workers=1) == possible
     assert connection_limit(100, workers=1) == 100
     assert connection_limit(100, workers=3) == 34
+
+
+def test_a_share_of_a_limit_is_rounded_up_and_none_stays_none() -> None:
+    assert [share(limit, workers=4) for limit in (0, 1, 4, 5)] == [0, 1, 1, 2]

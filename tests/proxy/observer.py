@@ -24,12 +24,16 @@ class Recording:
     closings: list[tuple[Connection, Relay]] = field(default_factory=list)
     lessons: list[tuple[Hashable, ScopeState]] = field(default_factory=list)
     exhaustions: int = 0
+    over_limit_clients: list[Destination] = field(default_factory=list)
 
     def accepted(self) -> None:
         self.accepted_count += 1
 
     def not_captured(self, client: Destination) -> None:
         self.not_captured_clients.append(client)
+
+    def over_limit(self, client: Destination) -> None:
+        self.over_limit_clients.append(client)
 
     def refused(self, connection: Connection) -> None:
         self.refusals.append(connection)

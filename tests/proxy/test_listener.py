@@ -29,6 +29,7 @@ from tnat64d.proxy.destination import Destinations, Target
 from tnat64d.proxy.dialer import Attempt, Dial, Dialer, DialSettings
 from tnat64d.proxy.listener import ACCEPTS_PER_TURN, Listener
 from tnat64d.proxy.relay import End, Relay
+from tnat64d.proxy.sources import SourceLimit
 
 pytestmark = pytest.mark.interpreted
 
@@ -108,6 +109,7 @@ async def make_plane(reactor: CountedReactor, listening: socket.socket) -> Async
     def make(
         *,
         max_connections: int = PLENTY,
+        sources: SourceLimit | None = None,
         destination_of: DestinationOf = lambda sock: ("192.0.2.1", 80),
         destinations: Destinations | None = None,
     ) -> Plane:
@@ -118,7 +120,7 @@ async def make_plane(reactor: CountedReactor, listening: socket.socket) -> Async
         dialer = Dialer(loop, reactor, settings, StickyMemory(1, sticky=[None]), observer)
         destinations = destinations or EverythingAt(("::1", server.getsockname()[1]))
         parts = (listening, destination_of, destinations, dialer, observer)
-        listener = Listener(loop, reactor, *parts, max_connections)
+        listener = Listener(loop, reactor, *parts, max_connections, sources)
         observer.listener = listener
         planes.append(Plane(reactor, listening, server, observer, dialer, listener))
         listener.start()
@@ -182,6 +184,27 @@ async def test_an_urgent_byte_that_a_client_sends_first_arrives(plane: Plane) ->
     client.sock.send(b"!", socket.MSG_OOB)  # before the loop has run: it is there when the relay begins
     server = await plane.accept()
     assert await server.receive(1) == b"!"
+
+
+async def test_one_connection_too_many_of_a_source_is_reset_and_told(make_plane: MakePlane) -> None:
+    sources = SourceLimit(1, is_own=lambda address: False)
+    plane = make_plane(sources=sources)
+    await plane.established()
+    client = plane.connect()
+    assert await client.reset_error() == errno.ECONNRESET
+    assert plane.observer.over_limit_clients == [client.sock.getsockname()]
+    assert plane.observer.accepted_count == 1
+    sources.leave("127.0.0.1")
+    await plane.established()
+
+
+async def test_a_connection_that_nobody_captured_is_not_counted_for_its_source(make_plane: MakePlane) -> None:
+    sources = SourceLimit(1, is_own=lambda address: False)
+    plane = make_plane(sources=sources, destination_of=lambda sock: None)
+    for _ in range(2):
+        assert await plane.connect().reset_error() == errno.ECONNRESET
+    assert len(plane.observer.not_captured_clients) == 2
+    assert plane.observer.over_limit_clients == []
 
 
 async def test_beyond_the_limit_connections_wait_until_one_has_ended(make_plane: MakePlane) -> None:

@@ -106,6 +106,10 @@ class Proxy:
     max_connections: Annotated[
         _Connections, "Connections of all workers at the same time; 0 is as many as the open-file limit allows."
     ] = 0
+    max_connections_per_source: Annotated[
+        _Connections,
+        "Connections at the same time of one client behind a gateway interface; more are reset; 0 is no limit.",
+    ] = 0
 
 
 @dataclass(frozen=True, slots=True)

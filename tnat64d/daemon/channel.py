@@ -28,13 +28,14 @@ _LENGTH = struct.Struct("!I")
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Accept connections by these rules; `max_connections` is this worker's share."""
+    """Accept connections by these rules. The limits are this worker's shares; `max_per_source` 0: none."""
 
     config: Config
     settings: Settings
     sticky: tuple[Hashable, ...]
     epoch: int
     max_connections: int
+    max_per_source: int
     verbose: bool
 
 

@@ -202,14 +202,15 @@ class WorkerPool:
         slot.has_answered = True
         if self._ending:  # since it was begun: `drain` and `end_now` knew no channel yet
             channel.close()
-        limit = connection_limit(self._settings.proxy.max_connections, len(self._slots))
+        proxy, workers = self._settings.proxy, len(self._slots)
         channel.send(
             Start(
                 self._config,
                 self._settings,
                 self._memory.sticky_scopes(),
                 self._memory.epoch,
-                limit,
+                connection_limit(proxy.max_connections, workers),
+                share(proxy.max_connections_per_source, workers),
                 self._verbose,
             )
         )
@@ -298,4 +299,9 @@ def connection_limit(configured: int, workers: int) -> int:
     """How many connections one of `workers` may carry; `configured` is for all of them, 0 for no limit."""
     descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     possible = max(1, (descriptors - RESERVED_DESCRIPTORS) // DESCRIPTORS_PER_CONNECTION)
-    return min(possible, -(-configured // workers)) if configured else possible
+    return min(possible, share(configured, workers)) if configured else possible
+
+
+def share(configured: int, workers: int) -> int:
+    """What one of `workers` may have of a limit for all, rounded up: the kernel spreads connections by a hash."""
+    return -(-configured // workers)

@@ -45,11 +45,15 @@ from tnat64d.proxy.dialer import Dialer, DialSettings
 from tnat64d.proxy.listener import Listener
 from tnat64d.proxy.reactor import Reactor
 from tnat64d.proxy.relay import Relay, reset
+from tnat64d.proxy.sources import SourceLimit
 
 FAILURES_DELAY_S = 0.2
 """Failures are told together: a flood of them is a few messages a second."""
 
 FAILURES_AT_ONCE = 256
+
+OVER_LIMIT_INTERVAL_S = 60.0
+"""So often at most the log says that a source is over its limit."""
 
 _log = logging.getLogger("tnat64d.daemon.worker")  # __name__ is "__main__" in the process
 
@@ -59,6 +63,7 @@ _ACCEPT_PAUSES = int(Counter.ACCEPT_PAUSES)
 _ACTIVE = int(Counter.ACTIVE)
 _DOWN_BYTES = int(Counter.DOWN_BYTES)
 _NOT_CAPTURED = int(Counter.NOT_CAPTURED)
+_OVER_LIMIT = int(Counter.OVER_LIMIT)
 _REFUSED = int(Counter.REFUSED)
 _RELAYED_IPV4 = int(Counter.RELAYED_IPV4)
 _RELAYED_NAT64 = int(Counter.RELAYED_NAT64)
@@ -160,6 +165,9 @@ class Worker:
         self._failures_timer: asyncio.TimerHandle | None = None
         self._reactor = Reactor(loop)
         self._told_unmapped = False
+        most = start.max_per_source
+        self._sources = SourceLimit(most, original_dst.is_own) if most else None
+        self._said_over_limit = -OVER_LIMIT_INTERVAL_S
         self._destinations = Destinations(
             start.config, settings.policy.sticky_scope, listening.getsockname(), self._unmapped
         )
@@ -173,6 +181,7 @@ class Worker:
             self._dialer,
             self,
             start.max_connections,
+            self._sources,
         )
 
     def start(self) -> None:
@@ -210,7 +219,7 @@ class Worker:
         # client would wait. What connects while others drain is reset.
         self._loop.add_reader(self._listening.fileno(), self._turn_away)
         self._loop.call_later(timeout_s, self._reset_all)
-        self._over()
+        self._check_drained()
 
     def _turn_away(self) -> None:
         try:
@@ -225,13 +234,18 @@ class Worker:
         self._reset += self._dialer.active
         self._dialer.abort_all()
 
-    def _over(self) -> None:
+    def _over(self, connection: Connection) -> None:
+        if self._sources is not None:
+            self._sources.leave(connection.client[0])
         self._counters[_ACTIVE] = self._dialer.active
         if self._draining:
-            if not self._dialer.active:
-                self.drained.set()
+            self._check_drained()
         else:
             self._listener.connection_ended()
+
+    def _check_drained(self) -> None:
+        if not self._dialer.active:
+            self.drained.set()
 
     def _unmapped(self, target: Target) -> None:
         if not self._told_unmapped:
@@ -261,6 +275,19 @@ class Worker:
         if self._log_refused:
             _log.info("%s:%d refused: it connected to the listener itself, not to an IPv4 server", *client)
 
+    def over_limit(self, client: Destination) -> None:
+        """See `proxy.connection.Observer`."""
+        self._counters[_OVER_LIMIT] += 1
+        now = self._loop.time()
+        if now - self._said_over_limit >= OVER_LIMIT_INTERVAL_S:
+            self._said_over_limit = now
+            _log.warning(
+                "%s has as many connections as one source may have, more are reset: "
+                "proxy.max_connections_per_source (said once a minute; %d so far)",
+                client[0],
+                self._counters[_OVER_LIMIT],
+            )
+
     def refused(self, connection: Connection) -> None:
         """See `proxy.connection.Observer`."""
         self._counters[_REFUSED] += 1
@@ -268,7 +295,7 @@ class Worker:
             self._remember(connection)
         if self._log_refused:
             _log.info("%s", journal.refused_line(connection, self._loop.time() - connection.since))
-        self._over()
+        self._over(connection)
 
     def closed(self, connection: Connection, relay: Relay) -> None:
         """See `proxy.connection.Observer`."""
@@ -280,7 +307,7 @@ class Worker:
             counters[_RESET] += 1
         if self._log_closed:
             _log.info("%s", journal.closed_line(connection, relay, self._loop.time() - connection.since))
-        self._over()
+        self._over(connection)
 
     def learned(self, scope: Hashable, state: ScopeState, connection: Connection) -> None:
         """See `proxy.connection.Observer`."""

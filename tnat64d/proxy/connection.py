@@ -58,6 +58,9 @@ class Observer(Protocol):
     def not_captured(self, client: Destination) -> None:
         """`client` connected straight to the listener, and was reset."""
 
+    def over_limit(self, client: Destination) -> None:
+        """`client` has as many connections as one source may have; this one was reset."""
+
     def refused(self, connection: Connection) -> None:
         """No way led to the destination; the client was reset."""
 

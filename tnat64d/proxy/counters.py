@@ -24,6 +24,7 @@ class Counter(IntEnum):
     UP_BYTES = auto()
     DOWN_BYTES = auto()
     ACCEPT_PAUSES = auto()
+    OVER_LIMIT = auto()
 
 
 BLOCK_SIZE_BYTES = len(Counter) * INTEGER_SIZE_BYTES

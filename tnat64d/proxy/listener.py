@@ -1,7 +1,8 @@
 """Accepts captured connections and asks where each was meant to go.
 
 Owns the listening socket's place in the reactor, the limit on connections, and the pause when descriptors run
-out. Refuses to own a connection: whatever is captured goes to the dialer, anything else is reset at once.
+out. Refuses to own a connection: whatever is captured goes to the dialer, anything else is reset at once, and so
+is what `proxy.sources` does not admit.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from tnat64d.proxy.destination import Destinations
 from tnat64d.proxy.dialer import Dialer
 from tnat64d.proxy.reactor import Reactor
 from tnat64d.proxy.relay import reset
+from tnat64d.proxy.sources import SourceLimit
 
 ACCEPTS_PER_TURN = 64
 EVERYBODY = 1 << 20
@@ -40,6 +42,7 @@ class Listener:
         dialer: Dialer,
         observer: Observer,
         max_connections: int,
+        sources: SourceLimit | None = None,
     ) -> None:
         self._loop = loop
         self._reactor = reactor
@@ -49,6 +52,7 @@ class Listener:
         self._dialer = dialer
         self._observer = observer
         self._max_connections = max_connections
+        self._sources = sources
         self._resume_timer: asyncio.TimerHandle | None = None
         self._watched = False
         self._stopped = False
@@ -120,6 +124,11 @@ class Listener:
             reset(client)
             client.close()
             self._observer.not_captured(address)
+            return
+        if self._sources is not None and not self._sources.admit(address[0]):
+            reset(client)
+            client.close()
+            self._observer.over_limit(address)
             return
         self._observer.accepted()
         self._dialer.begin(client, Connection(address, target, self._loop.time()))
