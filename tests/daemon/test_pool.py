@@ -8,6 +8,7 @@ import re
 import resource
 import signal
 import socket
+import sys
 import time
 
 from tests.lab import IdealNat64Lab, Port, wait_until
@@ -116,6 +117,36 @@ def test_a_worker_that_hangs_does_not_keep_the_daemon_from_ending(ideal_lab: Ide
         started = time.monotonic()
         daemon.stop()  # the second signal
         assert seconds_of(started) < 5
+
+
+IMPATIENT = """
+import sys
+from tnat64d.cli.main import main
+from tnat64d.daemon import supervisor
+supervisor.PING_INTERVAL_S, supervisor.HANG_TIMEOUT_S = 0.1, 0.5
+sys.exit(main())
+"""
+
+
+def test_a_worker_that_hangs_is_killed_and_replaced_without_a_service_manager(ideal_lab: IdealNat64Lab) -> None:
+    daemon = Daemon(
+        ideal_lab.client,
+        ideal_lab.directory,
+        settings={"proxy": {"workers": 2}},
+        program=(sys.executable, "-c", IMPATIENT),
+    )
+    with daemon, contextlib.ExitStack() as stack:
+        connect_to_each_worker(ideal_lab, daemon, stack)
+        hung, other = daemon.worker_pids()
+        os.kill(hung, signal.SIGSTOP)
+        daemon.wait_for_log(rf"worker 0 \(pid {hung}\) does not answer: it is killed")
+        daemon.wait_for_log(rf"worker 0 \(pid {hung}\) ended by signal 9 .*; a new one is started")
+        wait_until(lambda: daemon.worker_pids()[0] not in (hung, None), "the worker is replaced")
+        assert daemon.worker_pids()[1] == other
+        for _ in range(10):
+            with dial(ideal_lab.client, Port.ECHO) as sock:
+                echo(sock)
+        assert daemon.log.count("does not answer") == 1
 
 
 def test_what_one_worker_learns_the_other_knows(ideal_lab: IdealNat64Lab) -> None:

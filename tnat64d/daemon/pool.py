@@ -70,6 +70,7 @@ class _Slot:
     process: Process | None = None
     channel: Channel | None = None
     has_answered: bool = True
+    unanswered: int = 0
 
 
 class WorkerPool:
@@ -134,13 +135,24 @@ class WorkerPool:
             if slot.channel is not None:
                 slot.channel.close()
 
-    def ping(self) -> bool:
-        """Ask every worker whether it lives; True if each has answered since it was asked last."""
+    def ping(self, patience: int) -> bool:
+        """Ask every worker whether it lives; True if each has answered since it was asked last.
+
+        One that has not at the `patience`th time is killed: it hangs, and `_keep` starts another. Times are
+        counted and not measured, or workers that were frozen together with this process would be killed at thaw.
+        """
         alive = all(slot.has_answered for slot in self._slots)
         for slot in self._slots:
-            if slot.has_answered and slot.channel is not None:
-                slot.has_answered = False
-                slot.channel.send(Ping())
+            if slot.has_answered:
+                slot.unanswered = 0
+                if slot.channel is not None:
+                    slot.has_answered = False
+                    slot.channel.send(Ping())
+                continue
+            slot.unanswered += 1
+            if slot.unanswered == patience and slot.process is not None and slot.process.returncode is None:
+                _log.error("worker %d (pid %d) does not answer: it is killed", slot.number, slot.process.pid)
+                slot.process.kill()
         return alive
 
     def total(self, counter: Counter) -> int:

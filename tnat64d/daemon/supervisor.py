@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import signal
 import time
@@ -38,6 +39,11 @@ _log = logging.getLogger(__name__)
 START_TIMEOUT_S = 30.0
 DRAIN_GRACE_S = 5.0
 """Beyond the drain timeout, for workers that do not keep it."""
+
+PING_INTERVAL_S = 5.0
+HANG_TIMEOUT_S = 15.0
+"""After this a worker that does not answer is killed: in time to feed a watchdog of 30 s again, which would end
+all of them."""
 
 MAX_AUTO_WORKERS = 8
 
@@ -122,7 +128,7 @@ class _Supervisor:
     async def _live(self, tasks: asyncio.TaskGroup, pool: asyncio.Task[None]) -> None:
         monitor = DefaultRouteMonitor(asyncio.get_running_loop(), self._on_routes_changed)
         companions = (
-            tasks.create_task(self._feed_watchdog(), name="watchdog"),
+            tasks.create_task(self._watch_workers(), name="watchdog"),
             tasks.create_task(self._reload_on_hangup(), name="reload"),
         )
         try:
@@ -181,11 +187,13 @@ class _Supervisor:
         _log.info("the default routes have changed: IPv4 is tried first again")
         self._pool.forget_sticky()
 
-    async def _feed_watchdog(self) -> None:
+    async def _watch_workers(self) -> None:
+        """End those that hang, and feed the watchdog of the service manager, if there is one."""
         notifier = self._surroundings.notifier
-        interval_s = notifier.watchdog_interval_s
-        while interval_s is not None:
-            if self._pool.ping():
+        interval_s = min(PING_INTERVAL_S, notifier.watchdog_interval_s or PING_INTERVAL_S)
+        while True:
+            is_alive = self._pool.ping(math.ceil(HANG_TIMEOUT_S / interval_s))
+            if is_alive and notifier.watchdog_interval_s is not None:
                 notifier.watchdog()
             await asyncio.sleep(interval_s)
 
