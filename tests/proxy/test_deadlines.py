@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 from tests.proxy.peer import until
-from tnat64d.proxy.deadlines import Deadlines
+from tnat64d.proxy.deadlines import CLOCK_ERROR_S, Deadlines
 
 DELAY_S = 0.03
+TOLERANCE_S = 0.1
+"""For a machine that does other things, too."""
 
 
 async def test_each_item_is_due_once_after_the_delay_and_in_the_order_of_the_starts() -> None:
@@ -22,9 +25,57 @@ async def test_each_item_is_due_once_after_the_delay_and_in_the_order_of_the_sta
         await asyncio.sleep(DELAY_S / 5)
     await until(lambda: len(due) == 3)
     assert [item for item, _ in due] == ["a", "b", "c"]
-    assert all(when >= started[item] + DELAY_S for item, when in due)
+    assert all(when >= started[item] + DELAY_S - CLOCK_ERROR_S for item, when in due)
     await asyncio.sleep(2 * DELAY_S)
     assert len(due) == 3
+
+
+class CountingLoop:
+    """Counts the timers that were set on a loop, each of which is a wake-up."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self.timers = 0
+
+    def time(self) -> float:
+        return self._loop.time()
+
+    def call_later(self, delay_s: float, callback: Callable[[], None]) -> asyncio.TimerHandle:
+        return self.call_at(self._loop.time() + delay_s, callback)
+
+    def call_at(self, when: float, callback: Callable[[], None]) -> asyncio.TimerHandle:
+        self.timers += 1
+        return self._loop.call_at(when, callback)
+
+
+async def test_a_burst_is_a_few_wake_ups_and_none_of_it_is_late_by_more_than_a_sixteenth() -> None:
+    loop = asyncio.get_running_loop()
+    counting = CountingLoop(loop)
+    delay_s = 0.4
+    started: dict[int, float] = {}
+    late_s: list[float] = []
+    deadlines = Deadlines[int](
+        cast(asyncio.AbstractEventLoop, counting), delay_s, lambda item: late_s.append(loop.time() - started[item])
+    )
+    for item in range(100):
+        started[item] = loop.time()
+        deadlines.start(item)
+        await asyncio.sleep(0.002)
+    await until(lambda: len(late_s) == 100)
+    assert min(late_s) >= delay_s - CLOCK_ERROR_S
+    assert max(late_s) < delay_s + delay_s / 16 + TOLERANCE_S
+    burst_s = started[99] - started[0]
+    assert counting.timers <= 2 + burst_s / (delay_s / 16)
+
+
+async def test_one_alone_is_due_in_time() -> None:
+    loop = asyncio.get_running_loop()
+    due: list[float] = []
+    deadlines = Deadlines[str](loop, 1.6, lambda item: due.append(loop.time()))
+    started = loop.time()
+    deadlines.start("a")
+    await until(lambda: due)
+    assert started + 1.6 <= due[0] < started + 1.7
 
 
 async def test_a_stopped_item_is_never_due() -> None:

@@ -3,7 +3,8 @@
 Owns who is due when. Refuses to own what happens then. A timer of the event loop for each connection would
 cost more than the rest of its bookkeeping: since all deadlines of one kind have the same length, they come in
 the order in which they were set, and one timer for the first of them is enough. None pending: no timer, no
-wake-up.
+wake-up. After it has fired the timer rests for a sixteenth of the delay: what is due meanwhile is due together,
+and the end of a burst of connections is a few wake-ups and not one for each.
 """
 
 from __future__ import annotations
@@ -12,18 +13,21 @@ import asyncio
 from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
+CLOCK_ERROR_S = 1e-6
+"""A timer fires when the loop's clock shows its time; sums of floats differ from that in their last bits."""
+
 Item = TypeVar("Item", bound=Hashable)
 
 
 class Deadlines(Generic[Item]):
-    """Calls `due(item)` once, `delay_s` after `start(item)`, unless `stop(item)` came first.
-
-    A delay of 0 means never.
+    """Calls `due(item)` once, `delay_s` after `start(item)` or up to a sixteenth of it later, unless `stop(item)`
+    came first. A delay of 0 means never.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, delay_s: float, due: Callable[[Item], None]) -> None:
         self._loop = loop
         self._delay_s = delay_s
+        self._rest_s = delay_s / 16
         self._due = due
         self._pending: dict[Item, float] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -49,7 +53,7 @@ class Deadlines(Generic[Item]):
 
     def _fire(self) -> None:
         # `_timer` stays set until the end: what starts while another is due must not set a later one of its own.
-        now = self._loop.time()
+        now = self._loop.time() + CLOCK_ERROR_S
         due = []
         for item, deadline in self._pending.items():
             if deadline > now:
@@ -63,4 +67,4 @@ class Deadlines(Generic[Item]):
             self._timer = None
             if self._pending:
                 first = next(iter(self._pending.values()))
-                self._timer = self._loop.call_at(first, self._fire)
+                self._timer = self._loop.call_at(max(first, now + self._rest_s), self._fire)
