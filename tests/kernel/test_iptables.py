@@ -10,6 +10,7 @@ import pytest
 
 from tests.kernel.bare_host import own_traces, ruleset, run_python, standing
 from tests.lab import Namespace
+from tnat64d.core.ruleset import Hook
 from tnat64d.core.settings import Mode
 from tnat64d.errors import PrivilegeError, Tnat64Error
 from tnat64d.kernel.iptables import CHAINS, MADE, Iptables, parse_saved
@@ -179,6 +180,14 @@ def test_jumps_that_stand_several_times_or_in_other_places_are_removed(busy_host
     busy_host.run([program, "-t", "nat", "-A", "OUTPUT", *comment, "-j", "TNAT64D"])
     remove(busy_host, program)
     assert standing(busy_host) == before
+
+
+def test_a_goto_to_our_chains_is_removed_like_a_jump(busy_host: Namespace, program: str) -> None:
+    before = rules_of(busy_host, program)
+    install(busy_host, program, Mode.REDIRECT)
+    busy_host.run([program, "-t", "nat", "-I", "OUTPUT", "-p", "tcp", "-g", CHAINS[Hook.REDIRECT_OUTPUT]])
+    remove(busy_host, program)
+    assert rules_of(busy_host, program) == before
 
 
 def test_jumps_that_stand_several_times_are_one_after_the_next_setup(

@@ -43,7 +43,7 @@ _OWN = frozenset((*CHAINS.values(), *MADE.values()))
 
 @dataclass(slots=True)
 class Table:
-    """What iptables-save shows of one table: our chains, our jumps (as `-A …`), and the chains others use."""
+    """What iptables-save shows of one table: our chains, our jumps (-j, -g) as `-A …`, the chains others use."""
 
     own_chains: set[str] = field(default_factory=set)
     own_jumps: list[str] = field(default_factory=list)
@@ -66,7 +66,7 @@ def parse_saved(text: str) -> dict[str, Table]:
             elif words[1] != "ACCEPT":  # a policy of somebody's, or "-" for a chain of somebody's
                 table.used_chains.add(words[0][1:])
         elif line.startswith("-A ") and words[1] not in _OWN:
-            if words[-2] == "-j" and words[-1] in _OWN:
+            if words[-2] in ("-j", "-g") and words[-1] in _OWN:
                 table.own_jumps.append(line)
             else:
                 table.used_chains.add(words[1])
