@@ -296,6 +296,7 @@ def test_a_change_of_default_routes_puts_every_state_back() -> None:
 
 
 ERRORS = sorted(errno.errorcode)
+EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
 def test_unreachable_means_enetunreach_or_ehostunreach() -> None:
@@ -322,7 +323,16 @@ def test_success_timeout_and_refusal_are_told_apart(error: int, ipv4: Event, nat
 def test_every_other_error_is_a_failure() -> None:
     others = set(ERRORS) - UNREACHABLE - {errno.ETIMEDOUT, errno.ECONNREFUSED, errno.ECONNRESET}
     assert {ipv4_event(error) for error in others} == {Event.IPV4_FAILED}
-    assert {nat64_event(error) for error in others} == {Event.NAT64_FAILED}
+    assert {nat64_event(error) for error in others - EXHAUSTED} == {Event.NAT64_FAILED}
+
+
+def test_an_attempt_that_could_not_begin_does_not_end_the_other() -> None:
+    for error in EXHAUSTED:
+        race = advance(Phase.RACE, nat64_event(error))
+        assert (race.action, race.scope) == (Action.WAIT, None)
+        for phase in (Phase.NAT64_FIRST, Phase.NAT64_LAST):
+            alone = advance(phase, nat64_event(error))
+            assert (alone.action, alone.scope) == (Action.REFUSE, None)
 
 
 FALLBACK_DELAY_S = 3

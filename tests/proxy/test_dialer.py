@@ -266,6 +266,24 @@ async def test_the_race_may_be_won_by_ipv4(make_office: MakeOffice) -> None:
     assert office.observer.lessons == []
 
 
+async def test_ipv4_may_still_answer_when_nat64_cannot_be_dialled_for_want_of_descriptors(
+    make_office: MakeOffice,
+) -> None:
+    office = make_office(fallback_delay_s=SOON_S)
+    office.serve("ipv4", backlog=0)
+    with socket.create_connection(("192.0.2.1", PORT)):  # the backlog is full, see above
+        client, connection = office.call(destination("answers", "silent"))
+        with descriptors_left(0):
+            await until(lambda: connection.nat64_error)
+        assert connection.nat64_error == errno.EMFILE
+        (await office.accept("ipv4")).close()
+        server = await office.accept("ipv4")
+        await client.send(b"by IPv4")
+        assert await server.receive(7) == b"by IPv4"
+    assert not connection.by_nat64
+    assert office.observer.lessons == []
+
+
 async def test_the_loser_of_the_race_is_closed(make_office: MakeOffice) -> None:
     office = make_office(fallback_delay_s=SOON_S)
     office.serve("nat64")

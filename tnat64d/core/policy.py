@@ -56,7 +56,10 @@ class Phase(Enum):
 
 
 class Event(Enum):
-    """What became of an attempt, or of waiting for one."""
+    """What became of an attempt, or of waiting for one.
+
+    NAT64_TIMED_OUT: nothing was heard, or the attempt could not begin.
+    """
 
     IPV4_CONNECTED = auto()
     IPV4_UNREACHABLE = auto()
@@ -177,6 +180,10 @@ _BEGIN = {
 _ANSWERED = frozenset({errno.ECONNREFUSED, errno.ECONNRESET})
 """The second: connected, and reset before anybody looked (net/ipv4/tcp_input.c, tcp_reset)."""
 
+_SILENT = frozenset({errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+"""Nothing is learned of the way, and an IPv4 attempt that is pending may still succeed: all but the first are
+this host's own want of descriptors or memory (socket(2))."""
+
 _NAT64_CONNECTED = Event.NAT64_CONNECTED
 UNREACHABLE = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH})
 
@@ -214,7 +221,7 @@ def nat64_event(error: int) -> Event:
         return Event.NAT64_UNREACHABLE
     if error in _ANSWERED:
         return Event.NAT64_REFUSED
-    return Event.NAT64_TIMED_OUT if error == errno.ETIMEDOUT else Event.NAT64_FAILED
+    return Event.NAT64_TIMED_OUT if error in _SILENT else Event.NAT64_FAILED
 
 
 class StickyMemory:
