@@ -13,11 +13,9 @@ import os
 import signal
 import socket
 import sys
-import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
-from tnat64d.core.failures import Failure, FailureMemory
 from tnat64d.core.policy import ScopeState, StickyMemory
 from tnat64d.core.settings import Mode, Settings
 from tnat64d.daemon import journal
@@ -25,7 +23,6 @@ from tnat64d.daemon.channel import (
     Channel,
     Drain,
     Drained,
-    Failures,
     Learned,
     Message,
     Ping,
@@ -36,6 +33,7 @@ from tnat64d.daemon.channel import (
     Start,
     Unmapped,
 )
+from tnat64d.daemon.failure_reports import FailureReports
 from tnat64d.kernel import original_dst
 from tnat64d.kernel.original_dst import Destination
 from tnat64d.proxy.connection import Connection
@@ -46,11 +44,6 @@ from tnat64d.proxy.listener import Listener
 from tnat64d.proxy.reactor import Reactor
 from tnat64d.proxy.relay import Relay, reset
 from tnat64d.proxy.sources import SourceLimit
-
-FAILURES_DELAY_S = 0.2
-"""Failures are told together: a flood of them is a few messages a second."""
-
-FAILURES_AT_ONCE = 256
 
 OVER_LIMIT_INTERVAL_S = 60.0
 """So often at most the log says that a source is over its limit."""
@@ -161,8 +154,7 @@ class Worker:
         self._reset = 0
         self.drained = asyncio.Event()
         self._memory = StickyMemory(settings.policy.sticky_entries, start.sticky, start.epoch)
-        self._failures = FailureMemory(FAILURES_AT_ONCE)
-        self._failures_timer: asyncio.TimerHandle | None = None
+        self._failures = FailureReports(loop, tell)
         self._reactor = Reactor(loop)
         self._told_unmapped = False
         most = start.max_per_source
@@ -252,18 +244,6 @@ class Worker:
             self._told_unmapped = True
             self._tell(Unmapped("{}:{}".format(*target.destination), target.route.reason))
 
-    def _remember(self, failed: Connection) -> None:
-        address, port = failed.target.destination
-        self._failures.remember(
-            [Failure(address, port, time.time(), failed.ipv4_error, failed.nat64_error, failed.because)]
-        )
-        if self._failures_timer is None:
-            self._failures_timer = self._loop.call_later(FAILURES_DELAY_S, self._tell_failures)
-
-    def _tell_failures(self) -> None:
-        self._failures_timer = None
-        self._tell(Failures(self._failures.drain()))
-
     def accepted(self) -> None:
         """See `proxy.connection.Observer`."""
         self._counters[_ACCEPTED] += 1
@@ -292,7 +272,7 @@ class Worker:
         """See `proxy.connection.Observer`."""
         self._counters[_REFUSED] += 1
         if not connection.client_gone:
-            self._remember(connection)
+            self._failures.remember(connection)
         if self._log_refused:
             _log.info("%s", journal.refused_line(connection, self._loop.time() - connection.since))
         self._over(connection)
