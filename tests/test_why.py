@@ -73,6 +73,9 @@ def test_nat64_because_ipv4_is_unreachable_and_then_because_it_has_answered(nat6
         assert fact(said, "ipv4") == "unreachable, ENETUNREACH"
         assert "default via 2001:db8:1::1 dev eth0" in fact(said, "nat64")
         assert fact(said, "last failure") == "none is remembered"
+        for step, shown in (("route", "default dev tnat64d"), ("nat64", "default via 2001:db8:1::1 dev eth0")):
+            assert nat64_lab.client.run(source(said, step).split()).stdout.startswith(shown)
+        assert "unreachable" in nat64_lab.client.run(source(said, "ipv4").split(), check=False).stderr
         go_through(daemon, "NAT64")
         wait_until(lambda: daemon.status()["sticky"], "it is sticky")
         said = why(daemon, target)

@@ -166,7 +166,7 @@ def test_the_verdict_follows_from_the_first_reason_that_decides(name: str) -> No
 @pytest.mark.parametrize(
     ("scope", "fact", "source"),
     [
-        (Scope(), "carried, as all programs are", "t.toml: [scope]"),
+        (Scope(), "carried: nothing excludes it", "t.toml: [scope]"),
         (Scope(programs=(Program(uid=33),)), "carried: user 33", "t.toml: scope.users"),
         (
             Scope(programs=(Program(cgroup="user.slice"),), places=(Place(ports=(1, 443)),)),

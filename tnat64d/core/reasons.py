@@ -290,7 +290,7 @@ def _rule_steps(facts: Facts, rule: Rule | None) -> list[Step]:
     carried = _shown(rule.match)
     if carried:
         return [_not_local(facts), Step("scope", f"carried: {carried}", _keys(facts, rule.match, ""))]
-    return [_not_local(facts), Step("scope", "carried, as all programs are", f"{facts.settings_file}: [scope]")]
+    return [_not_local(facts), Step("scope", "carried: nothing excludes it", f"{facts.settings_file}: [scope]")]
 
 
 def _locality(facts: Facts, match: Match) -> tuple[str, str] | None:
