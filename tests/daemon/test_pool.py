@@ -123,7 +123,7 @@ IMPATIENT = """
 import sys
 from tnat64d.cli.main import main
 from tnat64d.daemon import supervisor
-supervisor.PING_INTERVAL_S, supervisor.HANG_TIMEOUT_S = 0.1, 0.5
+supervisor.PING_INTERVAL_S, supervisor.HANG_TIMEOUT_S = 0.2, 3.0
 sys.exit(main())
 """
 
