@@ -120,9 +120,9 @@ def _ask_daemon(path: str, address: IPv4Address, port: int) -> Told | Silence:
 
 
 def _standing(rules: Rules) -> tuple[str, ...] | None:
-    from tnat64d.kernel import standing
+    from tnat64d.kernel import capturing
 
     try:
-        return standing.capturing(rules)
+        return capturing.places(rules)
     except PrivilegeError:
         return None

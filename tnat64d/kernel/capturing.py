@@ -1,4 +1,4 @@
-"""Where rules of ours stand now, whoever put them there.
+"""Where rules of ours capture connections now, whoever put them there.
 
 Owns the look. Refuses to own whether they are the right ones, and changing anything.
 """
@@ -13,7 +13,7 @@ from tnat64d.kernel.iptables import CHAINS, Iptables, Table
 from tnat64d.kernel.nftables import TABLE, Nftables
 
 
-def capturing(rules: Rules) -> tuple[str, ...]:
+def places(rules: Rules) -> tuple[str, ...]:
     """What captures connections of this host's programs, in words. Raises PrivilegeError without CAP_NET_ADMIN."""
     if not capabilities.has(capabilities.CAP_NET_ADMIN):
         raise PrivilegeError("looking at the kernel's rules needs root (CAP_NET_ADMIN)")
