@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import socket
-import struct
 from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
@@ -16,7 +14,7 @@ from tests.lab import Lab, Namespace
 from tests.proxy.peer import descriptors_left
 from tnat64d.core.settings import Mode
 from tnat64d.kernel import routes
-from tnat64d.kernel.default_routes import DefaultRouteMonitor, _dumped, default_routes
+from tnat64d.kernel.default_routes import DefaultRouteMonitor, default_routes
 
 pytestmark = pytest.mark.netns()
 
@@ -259,14 +257,6 @@ def test_the_routes_of_both_families_and_every_table_are_found_but_not_ours(host
     ip(host, V4, V6, A_CHANGE, "route add default dev lo table 6464 proto 64")
     found = host.call(default_routes)
     assert sorted(family for family, _, _ in found) == [socket.AF_INET, socket.AF_INET, socket.AF_INET6]
-
-
-def test_a_refused_dump_is_an_error_and_no_wait_without_end() -> None:
-    kernel, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-    with kernel, ours:
-        kernel.send(struct.pack("=IHHIIi", 36, 2, 0, 1, 0, -errno.EOPNOTSUPP) + bytes(16))
-        with pytest.raises(OSError, match="not supported"):
-            list(_dumped(ours))
 
 
 def test_routes_that_cannot_be_read_are_taken_to_have_changed(
