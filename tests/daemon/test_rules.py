@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 import threading
 
 import pytest
@@ -17,6 +18,9 @@ class Notes:
     """Takes down what is asked of it, and what the thread that asks is like."""
 
     device: int | None = None
+    way = "static"
+    watches_packet_rules = True
+    has_stood = True
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -38,8 +42,16 @@ class Notes:
     def remove(self) -> None:
         self.asked.append("remove")
 
-    def answer(self) -> None:
+    def answer(self) -> bool:
         self.asked.append("answer")
+        return False
+
+    def lost(self) -> tuple[str, ...]:
+        self.asked.append("lost")
+        return ("the route",)
+
+    def restore(self) -> None:
+        self.asked.append("restore")
 
 
 async def test_what_was_installed_is_removed_once() -> None:
@@ -90,3 +102,33 @@ async def test_without_rules_there_is_nothing_to_do() -> None:
     thread = RulesThread(None)
     await thread.install(Config())
     await thread.remove()
+    assert await thread.lost() == ()
+    await thread.restore()
+
+
+async def test_what_is_lost_is_asked_and_restored_in_turn() -> None:
+    notes = Notes()
+    thread = RulesThread(notes)
+    await thread.install(Config())
+    assert await thread.lost() == ("the route",)
+    await thread.restore()
+    assert notes.asked == ["install", "lost", "restore"]
+
+
+async def test_a_device_that_is_gone_is_told_once_and_watched_again_when_it_is_back() -> None:
+    notes = Notes()
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        notes.device = ours.fileno()
+        thread = RulesThread(notes)
+        gone = asyncio.Event()
+        thread.when_device_goes(gone.set)
+        await thread.install(Config())
+        theirs.send(b"x")  # readable from now on
+        for _ in range(2):
+            async with asyncio.timeout(5):
+                await gone.wait()
+            gone.clear()
+            await thread.restore()
+        await thread.remove()
+    assert notes.asked == ["install", "answer", "restore", "answer", "restore", "remove"]

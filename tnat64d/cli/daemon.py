@@ -39,7 +39,7 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 def _run_daemon(arguments: argparse.Namespace, chosen: Settings, *, own_rules: bool) -> None:
     from tnat64d.daemon import journal, supervisor
-    from tnat64d.kernel.rules import HeldRules
+    from tnat64d.kernel.rules import HeldRules, SetUpRules
     from tnat64d.kernel.systemd import Notifier
 
     journal.configure(os.environ, verbose=arguments.verbose)
@@ -49,6 +49,6 @@ def _run_daemon(arguments: argparse.Namespace, chosen: Settings, *, own_rules: b
             load_config=lambda: inputs.load_config(arguments.conf),
             notifier=Notifier.from_environment(os.environ),
             verbose=arguments.verbose,
-            rules=HeldRules(chosen, arguments.settings or inputs.SETTINGS) if own_rules else None,
+            rules=HeldRules(chosen, arguments.settings or inputs.SETTINGS) if own_rules else SetUpRules(chosen),
         )
     )

@@ -45,8 +45,16 @@ def _status_text(answer: dict[str, object]) -> str:
             f"connections    {total['active']} now, {total['relayed_nat64']} ended by NAT64, "
             f"{total['relayed_ipv4']} by IPv4, {total['refused']} refused, {total['reset']} reset",
             f"bytes          {total['up_bytes']} up, {total['down_bytes']} down",
+            f"rules          {_rules_text(answer)}",
         )
     )
+
+
+def _rules_text(answer: dict[str, object]) -> str:
+    rules = answer["rules"]
+    assert isinstance(rules, dict)
+    text = f"{rules['state']} ({rules['way']}), restored {answer['rules_restored']} times"
+    return text + (f"; missing: {', '.join(rules['missing'])}" if rules["missing"] else "")
 
 
 def _reload(arguments: argparse.Namespace) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
@@ -25,14 +26,32 @@ class Rules(Protocol):
     def begin(self) -> tuple[int, ...]:
         """Get hold of what they need; the descriptors that every process of the daemon shall have open."""
 
+    @property
+    def way(self) -> str:
+        """ "owned", "static", or "setup" where another process makes them."""
+
+    @property
+    def watches_packet_rules(self) -> bool:
+        """Whether others can take packet rules away, too."""
+
+    @property
+    def has_stood(self) -> bool:
+        """Whether they have been seen to stand."""
+
+    def lost(self) -> tuple[str, ...]:
+        """The parts that do not stand as they did after `install`. Raises Tnat64Error."""
+
+    def restore(self) -> None:
+        """Make them stand again, as after the last `install`. Raises as that."""
+
     def install(self, config: Config) -> None:
         """Make them stand for `config`; where that fails, what stood before does, or nothing."""
 
     def remove(self) -> None:
         """Leave none."""
 
-    def answer(self) -> None:
-        """Answer the packets that were not captured."""
+    def answer(self) -> bool:
+        """Answer the packets that were not captured; False if the device is gone."""
 
 
 class RulesThread:
@@ -43,6 +62,7 @@ class RulesThread:
         self._thread = ThreadPoolExecutor(1, "rules", initializer=_ignore_terminal)
         self._standing = False
         self._device: int | None = None
+        self._device_gone: Callable[[], None] = lambda: None
 
     def begin(self) -> tuple[int, ...]:
         """See Rules. Blocks. Raises Tnat64Error."""
@@ -59,15 +79,64 @@ class RulesThread:
         except Tnat64Error:
             self._standing = stood_before
             raise
+        self._watch_device()
+
+    @property
+    def way(self) -> str:
+        """See Rules; "none" without any."""
+        return "none" if self._rules is None else self._rules.way
+
+    @property
+    def can_restore(self) -> bool:
+        """Whether `restore` is this daemon's to do."""
+        return self.way in ("owned", "static")
+
+    @property
+    def watches_packet_rules(self) -> bool:
+        """See Rules."""
+        return self._rules is not None and self._rules.watches_packet_rules
+
+    @property
+    def has_stood(self) -> bool:
+        """See Rules."""
+        return self._rules is not None and self._rules.has_stood
+
+    def when_device_goes(self, call: Callable[[], None]) -> None:
+        """Call `call` when somebody has deleted the device."""
+        self._device_gone = call
+
+    async def lost(self) -> tuple[str, ...]:
+        """See Rules. Raises Tnat64Error."""
+        if self._rules is None:
+            return ()
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._rules.lost)
+
+    async def restore(self) -> None:
+        """See Rules. Raises Tnat64Error."""
+        if self._rules is not None:
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._rules.restore)
+            self._watch_device()
+
+    def _watch_device(self) -> None:
+        assert self._rules is not None
         if self._device is None and (device := self._rules.device) is not None:
             self._device = device
-            asyncio.get_running_loop().add_reader(device, self._rules.answer)
+            asyncio.get_running_loop().add_reader(device, self._answer)
 
-    async def remove(self) -> None:
-        """Leave none. Raises Tnat64Error."""
+    def _answer(self) -> None:
+        assert self._rules is not None
+        if not self._rules.answer():
+            self._forget_device()  # it would be reported as readable for ever
+            self._device_gone()
+
+    def _forget_device(self) -> None:
         if self._device is not None:
             asyncio.get_running_loop().remove_reader(self._device)
             self._device = None
+
+    async def remove(self) -> None:
+        """Leave none. Raises Tnat64Error."""
+        self._forget_device()
         if self._rules is not None and self._standing:
             await asyncio.get_running_loop().run_in_executor(self._thread, self._rules.remove)
             self._standing = False

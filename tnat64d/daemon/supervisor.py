@@ -26,6 +26,7 @@ from tnat64d.core.config import Config
 from tnat64d.core.settings import Settings
 from tnat64d.daemon import explaining, listening
 from tnat64d.daemon.control import Answer, ControlServer, Question
+from tnat64d.daemon.healing import Healer
 from tnat64d.daemon.pool import WorkerPool
 from tnat64d.daemon.rules import Rules, RulesThread
 from tnat64d.errors import Tnat64Error
@@ -50,7 +51,9 @@ MAX_AUTO_WORKERS = 8
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What the command line gives to the daemon. `load_config` reads tnat64.conf; `rules`: None in `serve`."""
+    """What the command line gives to the daemon. `load_config` reads tnat64.conf;
+    `rules`: None if nobody looks after them.
+    """
 
     settings: Settings
     load_config: Callable[[], Config]
@@ -85,6 +88,7 @@ class _Supervisor:
         self._hangup = asyncio.Event()
         self._reloading = asyncio.Lock()
         self._rules = RulesThread(surroundings.rules)
+        self._healer = Healer(self._rules, self._reloading)
         proxy = settings.proxy
         original_dst.require_marking(settings.rules.mark)
         self._listens_on = listening.address(settings.scope)
@@ -130,6 +134,7 @@ class _Supervisor:
         companions = (
             tasks.create_task(self._watch_workers(), name="watchdog"),
             tasks.create_task(self._reload_on_hangup(), name="reload"),
+            tasks.create_task(self._healer.run(), name="healing"),
         )
         try:
             async with self._reloading:  # a reload waits until there is something to reload
@@ -217,6 +222,7 @@ class _Supervisor:
             try:
                 config = await asyncio.to_thread(self._surroundings.load_config)
                 await self._rules.install(config)
+                self._healer.made_anew()
                 self._config = config
                 self._pool.reload(config)
             finally:
@@ -249,6 +255,8 @@ class _Supervisor:
             "sticky_scope": self._settings.policy.sticky_scope.value,
             "sticky": self._pool.sticky_scopes(),
             "total": {counter.name.lower(): self._pool.total(counter) for counter in Counter},
+            "rules": self._healer.describe(),
+            "rules_restored": self._healer.restored,
             "workers": self._pool.describe(),
         }
 

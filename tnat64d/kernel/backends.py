@@ -19,12 +19,19 @@ from tnat64d.core.settings import Rules
 from tnat64d.errors import Tnat64Error
 from tnat64d.kernel.iptables import Iptables, Table
 from tnat64d.kernel.nftables import Nftables
+from tnat64d.kernel.standing import Standing
 
 LEGACY, NFT = "iptables-legacy", "iptables-nft"
 
 
 class Backend(Protocol):
     """Installs the chains of a ruleset. Every method raises PrivilegeError or Tnat64Error."""
+
+    def parts(self, ruleset: Ruleset) -> tuple[str, ...]:
+        """The names that `standing` has while `ruleset` stands."""
+
+    def standing(self) -> Standing:
+        """What stands of ours, part by part."""
 
     def plan(self, ruleset: Ruleset) -> str:
         """What `install` does, for a shell."""

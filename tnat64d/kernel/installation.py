@@ -18,8 +18,9 @@ from contextlib import contextmanager, suppress
 
 from tnat64d.core.ruleset import Ruleset
 from tnat64d.errors import Tnat64Error
-from tnat64d.kernel import routes
+from tnat64d.kernel import routes, standing
 from tnat64d.kernel.backends import Backend
+from tnat64d.kernel.standing import Standing
 
 LOCK = "/run/tnat64d.lock"
 """Locked by flock(2), which ends with the process. Only root can make or open it."""
@@ -43,6 +44,15 @@ class Installation:
         """What `remove` does, for a shell; empty if nothing of ours stands."""
         removals = [backend.plan_removal() for backend in (self._backend, *self._others)]
         return "\n".join((*routes.removal_commands(), *filter(None, removals)))
+
+    def parts(self, ruleset: Ruleset) -> tuple[str, ...]:
+        """The names that `standing` has while `ruleset` stands."""
+        return (*self._backend.parts(ruleset), *standing.routing_parts(ruleset))
+
+    def standing(self, ruleset: Ruleset) -> Standing:
+        """What stands of ours where `ruleset` should. Raises PrivilegeError, Tnat64Error."""
+        routing = standing.routing(ruleset.route.table, ruleset.address.address)
+        return {**self._backend.standing(), **routing}
 
     def install(self, ruleset: Ruleset) -> None:
         """Make `ruleset` stand and nothing else of ours.

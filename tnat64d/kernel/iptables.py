@@ -23,6 +23,7 @@ from tnat64d.core.ruleset import Chain, Hook, Match, Rule, Ruleset, Verdict
 from tnat64d.errors import PrivilegeError, Tnat64Error
 from tnat64d.kernel import capabilities
 from tnat64d.kernel.nf_tables import delete_empty_ipv4_table, ipv4_chains
+from tnat64d.kernel.standing import Standing
 
 TIMEOUT_S = 60.0
 """For a program that hangs; ten thousand rules take a second."""
@@ -71,6 +72,31 @@ def parse_saved(text: str) -> dict[str, Table]:
             else:
                 table.used_chains.add(words[1])
     return tables
+
+
+def standing(text: str) -> Standing:
+    """Our chains and jumps in the output of iptables-save, as it shows them."""
+    found: dict[str, bytes] = {}
+    for line in text.split("\n"):
+        words = line.split()
+        if len(words) < 2 or words[0] not in ("-A", *(f":{chain}" for chain in CHAINS.values())):
+            continue
+        if words[0].startswith(":"):
+            found[_chain_part(words[0][1:])] = b"\n"
+        elif words[1] in CHAINS.values():
+            found[_chain_part(words[1])] += line.encode(errors="surrogateescape") + b"\n"
+        elif words[-2] == "-j" and words[-1] in CHAINS.values():
+            name = _jump_part(words[-1])
+            found[name] = found.get(name, b"") + line.encode(errors="surrogateescape") + b"\n"
+    return found
+
+
+def _chain_part(chain: str) -> str:
+    return f"the chain {chain}"
+
+
+def _jump_part(chain: str) -> str:
+    return f"the jump to {chain}"
 
 
 def render(ruleset: Ruleset, saved: dict[str, Table], base_chains: frozenset[tuple[str, str]]) -> str:
@@ -201,6 +227,15 @@ class Iptables:
 
     def __init__(self, program: str) -> None:
         self._program = program
+
+    def parts(self, ruleset: Ruleset) -> tuple[str, ...]:
+        """The names that `standing` has while `ruleset` stands."""
+        chains = [CHAINS[chain.hook] for chain in ruleset.chains]
+        return tuple(name for chain in chains for name in (_chain_part(chain), _jump_part(chain)))
+
+    def standing(self) -> Standing:
+        """What stands of ours: each chain, and the jump to it."""
+        return standing(self._run("save"))
 
     def plan(self, ruleset: Ruleset) -> str:
         """What `install` does, for a shell."""

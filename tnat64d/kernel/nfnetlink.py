@@ -25,13 +25,13 @@ SUBSYSTEM = 10
 """NFNL_SUBSYS_NFTABLES."""
 
 NFT_MSG_NEWTABLE, NFT_MSG_GETTABLE, NFT_MSG_DELTABLE = 0, 1, 2
-NFT_MSG_NEWCHAIN, NFT_MSG_NEWRULE = 3, 6
+NFT_MSG_NEWCHAIN, NFT_MSG_GETCHAIN, NFT_MSG_NEWRULE, NFT_MSG_GETRULE = 3, 4, 6, 7
 NFT_TABLE_F_OWNER = 0x2
 
 _NFTA_TABLE_NAME = 1
 _BATCH_BEGIN, _BATCH_END = 16, 17
-_NLMSG_ERROR = 2
-_NLM_F_REQUEST, _NLM_F_ACK = 0x1, 0x4
+_NLMSG_ERROR, _NLMSG_DONE = 2, 3
+_NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_DUMP_INTR, _NLM_F_DUMP = 0x1, 0x4, 0x10, 0x300
 _NLM_F_CREATE, _NLM_F_APPEND = 0x400, 0x800
 _NLA_F_NESTED = 0x8000
 _NETLINK_CAP_ACK, _SOL_NETLINK = 10, 270
@@ -39,6 +39,9 @@ _NETLINK_CAP_ACK, _SOL_NETLINK = 10, 270
 _SO_RCVBUFFORCE = 33
 _ANSWER_SIZE_BYTES = 2048
 """What the kernel counts for one answer in the receive buffer, and more; every message has one (ENOBUFS)."""
+
+_DUMP_ATTEMPTS = 5
+"""Where others change rules meanwhile."""
 
 _HEADER = struct.Struct("=IHHII")
 _NFGENMSG = struct.Struct("!BBH")
@@ -147,6 +150,41 @@ class NfTables:
         if code not in (0, errno.ENOENT):
             raise _refusal(code)
         return not code
+
+    def dump(self, kind: int, *attributes: bytes) -> list[bytes]:
+        """The attributes of each message that the kernel answers to the request `kind` of family ip.
+
+        Raises PrivilegeError, Tnat64Error; also where the ruleset does not stay the same for so long.
+        """
+        for _ in range(_DUMP_ATTEMPTS):
+            request = self._pack(SUBSYSTEM << 8 | kind, _NLM_F_REQUEST | _NLM_F_DUMP, b"".join(attributes))
+            self._socket.send(request)
+            found, is_whole = self._dumped(self._sequence)
+            if is_whole:
+                return found
+        raise Tnat64Error("nf_tables changes faster than it can be read")
+
+    def _dumped(self, request: int) -> tuple[list[bytes], bool]:
+        found: list[bytes] = []
+        is_whole = True
+        while True:
+            data = self._socket.recv(1 << 18)
+            offset = 0
+            while offset + _HEADER.size <= len(data):
+                length, kind, flags, sequence, _ = _HEADER.unpack_from(data, offset)
+                body = data[offset + _HEADER.size : offset + length]
+                offset += (length + 3) & ~3
+                if sequence != request:
+                    continue
+                is_whole = is_whole and not flags & _NLM_F_DUMP_INTR
+                if kind in (_NLMSG_ERROR, _NLMSG_DONE):
+                    (code,) = struct.unpack_from("=i", body)
+                    if -code == errno.EINTR:
+                        is_whole = False
+                    elif code:
+                        raise _refusal(-code)
+                    return found, is_whole
+                found.append(body[_NFGENMSG.size :])
 
     def _first_error(self, begin: int, count: int) -> int:
         """The errno of the first message that the kernel refused, 0 if it took them all."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 import errno
 import struct
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
@@ -27,6 +27,8 @@ from tnat64d.kernel.nfnetlink import (
     APPEND,
     CREATE,
     NFT_MSG_DELTABLE,
+    NFT_MSG_GETCHAIN,
+    NFT_MSG_GETRULE,
     NFT_MSG_NEWCHAIN,
     NFT_MSG_NEWRULE,
     NFT_MSG_NEWTABLE,
@@ -38,8 +40,11 @@ from tnat64d.kernel.nfnetlink import (
     number,
     text,
 )
+from tnat64d.kernel.rtnetlink import attributes
+from tnat64d.kernel.standing import Standing
 
 TABLE = "tnat64d"
+PART = f"the table ip {TABLE}"
 
 _NF_INET_PRE_ROUTING, _NF_INET_LOCAL_OUT = 0, 3
 
@@ -77,6 +82,18 @@ class Nftables:
 
     Every method raises PrivilegeError without CAP_NET_ADMIN, and Tnat64Error where the kernel refuses.
     """
+
+    def parts(self, ruleset: Ruleset) -> tuple[str, ...]:
+        """The names that `standing` has while `ruleset` stands."""
+        return (PART,)
+
+    def standing(self) -> Standing:
+        """What stands of ours: the table as one part, of whoever's making."""
+        with NfTables() as netlink:
+            chains = _kept(netlink.dump(NFT_MSG_GETCHAIN), {1, 3, 4, 5, 7})
+            rules = _kept(netlink.dump(NFT_MSG_GETRULE, text(1, TABLE)), {1, 2, 4})
+            is_there = netlink.has_table(TABLE)
+        return {PART: b"".join((*chains, *rules))} if is_there else {}
 
     def plan(self, ruleset: Ruleset) -> str:
         """What `install` does, for a shell; checked by nft(8) where that is installed."""
@@ -116,6 +133,15 @@ class Nftables:
         """Whether the table is there, whoever made it."""
         with NfTables() as netlink:
             return netlink.has_table(TABLE)
+
+
+def _kept(bodies: Iterable[bytes], kinds: set[int]) -> Iterator[bytes]:
+    """Of what is in our table the attributes `kinds`: all but handles and counts of uses."""
+    ours = text(1, TABLE)[4:].rstrip(b"\0") + b"\0"
+    for body in bodies:
+        values = dict(attributes(body, 0))
+        if values.get(1) == ours:
+            yield b"".join(attribute(kind, value) for kind, value in values.items() if kind in kinds)
 
 
 def _check_with_nft(text: str) -> None:

@@ -18,13 +18,17 @@ from contextlib import suppress
 
 from tnat64d.core.ruleset import OWN_DEVICE, Ruleset
 from tnat64d.errors import Tnat64Error
-from tnat64d.kernel import routes
+from tnat64d.kernel import routes, standing
 from tnat64d.kernel.installation import Installation
 from tnat64d.kernel.nftables import OwnedTable
+from tnat64d.kernel.standing import Standing
 from tnat64d.kernel.tun import TunDevice
 
 MTU_BYTES = 65535
 """What never leaves the host need not be cut; the kernel's largest for a TUN device (drivers/net/tun.c)."""
+
+
+_DEVICE_PART = f"the device {OWN_DEVICE}"
 
 
 class OwnedInstallation:
@@ -79,13 +83,27 @@ class OwnedInstallation:
 
     def _make(self, ruleset: Ruleset) -> None:
         self._table.install(ruleset)
+        self.device.attach()
         routes.bring_up(OWN_DEVICE, MTU_BYTES)
         routes.install(ruleset)
 
-    def answer(self) -> None:
-        """Tell those whose packets have come to the device that there is no way."""
+    def parts(self, ruleset: Ruleset) -> tuple[str, ...]:
+        """The names that `standing` has while `ruleset` stands."""
+        return (_DEVICE_PART, *standing.routing_parts(ruleset))
+
+    def standing(self, ruleset: Ruleset) -> Standing:
+        """What stands of ours where `ruleset` should, but for the table: nobody else can change it.
+
+        Raises Tnat64Error.
+        """
+        device = {_DEVICE_PART: b"there"} if self.device.is_attached() else {}
+        return {**device, **standing.routing(ruleset.route.table, ruleset.address.address)}
+
+    def answer(self) -> bool:
+        """Tell those whose packets have come to the device that there is no way. False: the device is gone."""
         if self._installed is not None and self._installed.address.peer is not None:
             self.device.answer(self._installed.address.peer)
+        return self.device.is_attached()
 
     def remove(self) -> None:
         """Leave nothing of ours. Raises PrivilegeError, Tnat64Error."""

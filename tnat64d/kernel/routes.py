@@ -116,6 +116,8 @@ def _netlink() -> Iterator[Any]:
         if error.code in (errno.EPERM, errno.EACCES):
             raise PrivilegeError("changing addresses, routes and rules needs root (CAP_NET_ADMIN)") from None
         raise Tnat64Error(f"the kernel refused a route, rule or address: {error}") from None
+    except OSError as error:  # a device that somebody deletes meanwhile
+        raise Tnat64Error(f"cannot change routes, rules and addresses: {error.strerror or error}") from None
 
 
 def _require_loopback(ip: Any) -> None:

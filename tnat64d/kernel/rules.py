@@ -14,9 +14,10 @@ from tnat64d.core.config import Config
 from tnat64d.core.ruleset import LOOPBACK, OWN_DEVICE, Ruleset
 from tnat64d.core.settings import Mode, Rules, Settings
 from tnat64d.errors import Tnat64Error, UnavailableError
-from tnat64d.kernel import accounts, backends, owned
+from tnat64d.kernel import accounts, backends, owned, standing
 from tnat64d.kernel.installation import Installation
 from tnat64d.kernel.owned import OwnedInstallation
+from tnat64d.kernel.standing import Standing
 
 _log = logging.getLogger(__name__)
 
@@ -58,6 +59,23 @@ class HeldRules:
         self._settings_file = settings_file
         self._owned: OwnedInstallation | None = None
         self._static: StaticRules | None = None
+        self._ruleset: Ruleset | None = None
+        self._standing: Standing = {}
+
+    @property
+    def way(self) -> str:
+        """ "owned" or "static"."""
+        return "static" if self._owned is None else "owned"
+
+    @property
+    def watches_packet_rules(self) -> bool:
+        """Whether others can take packet rules away, too: those that are owned only the owner can."""
+        return self._owned is None
+
+    @property
+    def has_stood(self) -> bool:
+        """Whether rules were installed."""
+        return self._ruleset is not None
 
     @property
     def device(self) -> int | None:
@@ -87,23 +105,47 @@ class HeldRules:
 
     def install(self, config: Config) -> None:
         """Make the rules for `config` stand, and no others of ours. `begin` came before."""
-        if self._static is not None:
-            self._static.install(config)
-        elif self._owned is not None:
-            self._owned.install(_describe(config, self._settings, self._settings_file, OWN_DEVICE))
+        device = LOOPBACK if self._owned is None else OWN_DEVICE
+        self._install(_describe(config, self._settings, self._settings_file, device))
+
+    def restore(self) -> None:
+        """Make what `install` made last stand again."""
+        if self._ruleset is not None:
+            self._install(self._ruleset)
+
+    def lost(self) -> tuple[str, ...]:
+        """The parts that do not stand as they did after `install`, by the names that sentences use."""
+        if self._ruleset is None:
+            return ()
+        return standing.lost(self._standing, self._installation.standing(self._ruleset))
+
+    def _install(self, ruleset: Ruleset) -> None:
+        installation = self._installation
+        if self._owned is None:
+            _require_not_held()
+        installation.install(ruleset)
+        self._ruleset = ruleset
+        self._standing = standing.incomplete(installation.parts(ruleset), installation.standing(ruleset))
+
+    @property
+    def _installation(self) -> Installation | OwnedInstallation:
+        if self._owned is not None:
+            return self._owned
+        assert self._static is not None, "begin() came before"
+        return self._static.installation
 
     def remove(self) -> None:
         """Leave no rules of ours."""
+        self._ruleset = None
         if self._static is not None:
             self._static.remove()
         if self._owned is not None:
             self._owned.remove()
             self._owned = None
 
-    def answer(self) -> None:
-        """Tell those whose packets have come to the device that there is no way."""
-        if self._owned is not None:
-            self._owned.answer()
+    def answer(self) -> bool:
+        """Tell those whose packets have come to the device that there is no way. False: the device is gone."""
+        return self._owned is not None and self._owned.answer()
 
     def _why_not_owned(self) -> str | None:
         rules = self._settings.rules
@@ -114,6 +156,54 @@ class HeldRules:
         if rules.backend == "auto" and rules.iptables != Rules().iptables:
             return "rules.iptables names one"
         return None
+
+
+class SetUpRules:
+    """Those that `setup` made, as a daemon without privileges sees them: policy rules, route and address.
+
+    What has stood once is expected to stand. `install`, `remove` and `restore` are not this process's to do.
+    """
+
+    way = "setup"
+    watches_packet_rules = False
+    device = None
+
+    def __init__(self, settings: Settings) -> None:
+        self._rules = settings.rules
+        self._standing: Standing = {}
+
+    @property
+    def has_stood(self) -> bool:
+        """Whether any has been seen."""
+        return bool(self._standing)
+
+    def begin(self) -> tuple[int, ...]:
+        """Nothing is needed."""
+        return ()
+
+    def install(self, config: Config) -> None:
+        """Expect no more than what stands now. Raises Tnat64Error."""
+        self._standing = {}
+        self.lost()
+
+    def restore(self) -> None:
+        """Nothing."""
+
+    def remove(self) -> None:
+        """Nothing."""
+
+    def answer(self) -> bool:
+        """There is no device."""
+        return False
+
+    def lost(self) -> tuple[str, ...]:
+        """What stood, at the last look or before, and does not. Raises Tnat64Error."""
+        now = standing.routing(self._rules.table, self._rules.address)
+        if len(now) == 1 and not self._standing:
+            return ()  # an address alone may be anybody's
+        missing = tuple(name for name in self._standing if name not in now)
+        self._standing = {**self._standing, **now}
+        return missing
 
 
 def _require_not_held() -> None:

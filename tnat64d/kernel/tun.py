@@ -19,7 +19,7 @@ from ipaddress import IPv4Address
 
 from tnat64d.errors import PrivilegeError, Tnat64Error, UnavailableError
 
-_TUNSETIFF = 0x400454CA
+_TUNSETIFF, _TUNGETIFF = 0x400454CA, 0x800454D2
 _IFF_TUN_NO_PI = 0x1001
 _DEVICE = "/dev/net/tun"
 
@@ -42,15 +42,35 @@ class TunDevice:
             self._fd = os.open(_DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
             raise UnavailableError(f"{_DEVICE}: {error.strerror}") from None
+        self._name = name
         try:
-            fcntl.ioctl(self._fd, _TUNSETIFF, struct.pack("16sH22x", name.encode(), _IFF_TUN_NO_PI))
-        except OSError as error:
+            self._make()
+        except BaseException:
             os.close(self._fd)
+            raise
+
+    def is_attached(self) -> bool:
+        """Whether the device is there; anybody with the right to it can delete it."""
+        try:
+            fcntl.ioctl(self._fd, _TUNGETIFF, bytes(40))
+        except OSError:
+            return False
+        return True
+
+    def attach(self) -> None:
+        """Make the device anew if it was deleted, for all who have this descriptor. Raises as __init__."""
+        if not self.is_attached():
+            self._make()
+
+    def _make(self) -> None:
+        try:
+            fcntl.ioctl(self._fd, _TUNSETIFF, struct.pack("16sH22x", self._name.encode(), _IFF_TUN_NO_PI))
+        except OSError as error:
             if error.errno in (errno.EPERM, errno.EACCES):
                 raise PrivilegeError("making a TUN device needs root (CAP_NET_ADMIN)") from None
             if error.errno == errno.EBUSY:
-                raise Tnat64Error(f"the device {name} exists already: another tnat64d runs here") from None
-            raise UnavailableError(f"cannot make the TUN device {name}: {error.strerror}") from None
+                raise Tnat64Error(f"the device {self._name} exists already: another tnat64d runs here") from None
+            raise UnavailableError(f"cannot make the TUN device {self._name}: {error.strerror}") from None
 
     def fileno(self) -> int:
         """Readable when a packet has come."""

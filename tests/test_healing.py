@@ -1,0 +1,160 @@
+"""Others take the daemon's rules away, in every way that there is; it puts them back, once, and not for ever."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.lab import IdealNat64Lab, Namespace, Port, wait_until
+from tests.lab.daemon import CONF, Daemon, Service, Tables, dial, echo, snapshot
+from tnat64d.core.healing import ATTEMPTS
+
+pytestmark = pytest.mark.netns("iptables-nft", "iptables-legacy", "nft")
+
+SOON_S = 2.0
+OWNED: Tables = {}
+NFTABLES: Tables = {"rules": {"backend": "nftables", "mode": "tproxy"}}
+IPTABLES: dict[str, Tables] = {
+    program: {"rules": {"backend": "iptables", "iptables": program}}
+    for program in ("iptables-nft", "iptables-legacy")
+}
+FOREIGN = """
+add table ip theirs
+add chain ip theirs output { type nat hook output priority -100; }
+add rule ip theirs output tcp dport 25 redirect to :2525
+"""
+ROUTING = ("ip rule del pref 32769", "ip rule del pref 32768", "ip route flush table 6464")
+
+LOSSES: dict[str, tuple[Tables, str]] = {
+    **{f"owned: {command}": (OWNED, command) for command in ROUTING},
+    "owned: the address": (OWNED, "ip addr del 192.0.0.2 peer 192.0.0.1/32 dev tnat64d"),
+    "owned: the device": (OWNED, "ip link del tnat64d"),
+    "owned: the device down": (OWNED, "ip link set tnat64d down"),
+    "nftables: everything": (NFTABLES, "nft flush ruleset"),
+    "nftables: the table": (NFTABLES, "nft delete table ip tnat64d"),
+    "nftables: a chain's rules": (NFTABLES, "nft flush chain ip tnat64d mark-output-rules"),
+    "nftables: the address": (NFTABLES, "ip addr del 192.0.0.2/32 dev lo"),
+    "nftables: the tproxy rule": (NFTABLES, "ip rule del pref 32765"),
+    "iptables-nft: everything": (IPTABLES["iptables-nft"], "nft flush ruleset"),
+}
+for _program, _settings in IPTABLES.items():
+    LOSSES |= {
+        f"{_program}: {command}": (_settings, command)
+        for command in (
+            f"{_program} -w -t nat -F",
+            f"{_program} -w -F",
+            f"{_program} -w -t nat -D OUTPUT -p tcp -j TNAT64D",
+            "ip rule del pref 32769",
+            "ip addr del 192.0.0.2/32 dev lo",
+        )
+    }
+
+
+@contextlib.contextmanager
+def held(lab: IdealNat64Lab, settings: Tables) -> Iterator[Daemon]:
+    """`up`, seen to work."""
+    with Daemon(lab.client, lab.directory, settings=settings) as daemon:
+        with dial(lab.client, Port.ECHO) as sock:
+            echo(sock)
+        yield daemon
+
+
+def works(host: Namespace) -> bool:
+    try:
+        with dial(host, Port.ECHO, timeout_s=0.5) as sock:
+            echo(sock)
+    except (OSError, AssertionError):
+        return False
+    return True
+
+
+def restorations(daemon: Daemon) -> list[str]:
+    return re.findall(r"WARNING: (.*) gone or changed: restored$", daemon.log, re.MULTILINE)
+
+
+def foreign_rules(host: Namespace) -> str:
+    return host.run(["nft", "-s", "list", "table", "ip", "theirs"], check=False).stdout
+
+
+@pytest.mark.parametrize(("settings", "command"), LOSSES.values(), ids=LOSSES)
+def test_what_others_take_away_is_put_back_once(ideal_lab: IdealNat64Lab, settings: Tables, command: str) -> None:
+    client = ideal_lab.client
+    with held(ideal_lab, settings) as daemon:
+        stood = snapshot(client)
+        client.run(["nft", "-f", "-"], input=FOREIGN)
+        client.run(command.split())
+        theirs = foreign_rules(client)
+        started = time.monotonic()
+        daemon.wait_for_log("restored$", timeout_s=SOON_S)
+        wait_until(lambda: works(client), "connections work again", timeout_s=SOON_S)
+        assert time.monotonic() - started < SOON_S
+        assert foreign_rules(client) == theirs
+        client.run(["nft", "delete", "table", "ip", "theirs"], check=False)
+        after = snapshot(client)
+        for shown in ("ip rule", "ip -4 route show table all", "ip -o address"):
+            assert sorted(re.sub(r"^\d+: ", "", line) for line in after[shown].splitlines()) == sorted(
+                re.sub(r"^\d+: ", "", line) for line in stood[shown].splitlines()
+            )
+        status = daemon.status()
+        assert (status["rules"]["state"], status["rules"]["missing"]) == ("restored", [])
+        assert status["rules_restored"] == len(restorations(daemon)) == 1
+
+
+def test_an_owned_table_is_not_touched_by_a_flush(ideal_lab: IdealNat64Lab) -> None:
+    with held(ideal_lab, OWNED) as daemon:
+        stood = snapshot(ideal_lab.client)
+        ideal_lab.client.run(["nft", "flush", "ruleset"])
+        assert snapshot(ideal_lab.client) == stood
+        assert works(ideal_lab.client)
+        assert daemon.status()["rules"] == {"way": "owned", "state": "standing", "missing": []}
+
+
+def test_a_reload_is_no_loss(ideal_lab: IdealNat64Lab) -> None:
+    with held(ideal_lab, NFTABLES) as daemon:
+        daemon.conf.write_text(f"local = 198.51.100.99/32\n{CONF}")
+        assert daemon.run("reload").returncode == 0
+        ideal_lab.client.run(["ip", "rule", "del", "pref", "32769"])
+        daemon.wait_for_log("restored$")
+        assert restorations(daemon) == ["the routing rule 32769 was"]
+        assert "198.51.100.99" in snapshot(ideal_lab.client)["nft list ruleset"]
+
+
+def test_a_fight_ends_and_a_reload_begins_anew(ideal_lab: IdealNat64Lab) -> None:
+    script = "while sleep 0.02; do ip rule del pref 32769; done 2>/dev/null"
+    with held(ideal_lab, OWNED) as daemon:
+        opponent = ideal_lab.client.start(["sh", "-c", script])
+        daemon.wait_for_log("ERROR: something keeps removing the routing rule 32769: not restored", timeout_s=30)
+        status = daemon.status()
+        assert (status["rules"]["state"], status["rules_restored"]) == ("contested", ATTEMPTS)
+        assert status["rules"]["missing"] == ["the routing rule 32769"]
+        assert "contested (owned)" in daemon.run("status").stdout
+        opponent.terminate()
+        assert daemon.run("reload").returncode == 0
+        assert works(ideal_lab.client)
+        assert daemon.status()["rules"]["state"] == "standing"
+        assert len(restorations(daemon)) == ATTEMPTS
+        assert daemon.log.count("something keeps removing") == 1
+
+
+def test_beside_setup_the_daemon_says_what_is_gone_and_what_restores_it(ideal_lab: IdealNat64Lab) -> None:
+    client = ideal_lab.client
+    with Service(client, ideal_lab.directory) as service:
+        daemon = service.daemon
+        assert daemon.status()["rules"] == {"way": "setup", "state": "standing", "missing": []}
+        client.run(["ip", "rule", "del", "pref", "32769"])
+        daemon.wait_for_log('WARNING: the routing rule 32769 .*gone.*"tnat64d setup" restores')
+        assert daemon.status()["rules"]["state"] == "missing"
+        assert daemon.run("setup", "-f", str(daemon.conf)).returncode == 0
+        daemon.wait_for_log("stand again")
+        assert daemon.status()["rules"]["state"] == "standing"
+        assert works(client)
+        assert daemon.status()["rules_restored"] == 0
+
+
+def test_a_daemon_without_any_rules_says_so(ideal_lab: IdealNat64Lab) -> None:
+    with Daemon(ideal_lab.client, ideal_lab.directory, command="serve") as daemon:
+        assert daemon.status()["rules"] == {"way": "setup", "state": "absent", "missing": []}

@@ -1,0 +1,140 @@
+"""Notices that others took rules of ours away, and has them put back.
+
+Owns the moments of looking, the log lines and the numbers for `status`. Refuses to own the decision
+(`core.healing`), looking and putting back (`daemon.rules`).
+
+Others change rules in bursts, so a look comes SETTLE_S after the last sign of a change, and at the latest
+MAX_SETTLE_S after the first. Our own changes are signs, too; then nothing is found lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+from tnat64d.core.healing import GiveUp, Healing, Restore, State, Wait
+from tnat64d.daemon.rules import RulesThread
+from tnat64d.errors import Tnat64Error
+from tnat64d.kernel.changes import ChangeMonitor
+
+_log = logging.getLogger(__name__)
+
+SETTLE_S, MAX_SETTLE_S = 0.15, 1.0
+
+
+class Healer:
+    """Looks after `rules` while `run` runs. `alone`: held by whoever changes them."""
+
+    def __init__(self, rules: RulesThread, alone: asyncio.Lock) -> None:
+        self._rules = rules
+        self._alone = alone
+        self._healing = Healing()
+        self._sign = asyncio.Event()
+        self.restored = 0
+        rules.when_device_goes(self._sign.set)
+
+    def made_anew(self) -> None:
+        """The rules were made, by a start or a reload."""
+        self._healing.begin()
+
+    def describe(self) -> dict[str, Any]:
+        """For `status`."""
+        is_missing = self._healing.lost and self._healing.state is not State.CONTESTED
+        state = State.MISSING if is_missing else self._healing.state
+        return {
+            "way": self._rules.way,
+            "state": (state if self._rules.has_stood else State.ABSENT).value,
+            "missing": list(self._healing.lost),
+        }
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        loop = asyncio.get_running_loop()
+        try:
+            monitor = ChangeMonitor(loop, self._sign.set, packet_rules=self._rules.watches_packet_rules)
+        except OSError as error:
+            _log.warning("changes of the kernel's rules cannot be noticed: %s", error.strerror)
+            return
+        delay_s = None
+        try:
+            while True:
+                await self._wait_for_sign(delay_s)
+                async with self._alone:
+                    delay_s = await self._look(loop.time())
+        finally:
+            monitor.close()
+
+    async def _wait_for_sign(self, timeout_s: float | None) -> None:
+        """Until others have changed something and are done with it; at most until `timeout_s` are over."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._sign.wait()
+        except TimeoutError:
+            return
+        try:
+            async with asyncio.timeout(MAX_SETTLE_S):
+                while self._sign.is_set():
+                    self._sign.clear()
+                    await asyncio.sleep(SETTLE_S)
+        except TimeoutError:
+            pass
+        self._sign.clear()
+
+    async def _look(self, now_s: float) -> float | None:
+        """Seconds until the next look, None until the next sign."""
+        try:
+            lost = await self._rules.lost()
+        except Tnat64Error as error:
+            _log.debug("the kernel's rules cannot be looked at: %s", error)
+            return SETTLE_S * 10
+        if not lost:
+            self._tell_return()
+            self._healing.stands(now_s)
+            return None
+        if not self._rules.can_restore:
+            self._tell_loss(lost)
+            return None
+        match self._healing.decide(lost, now_s):
+            case Wait(delay_s):
+                return delay_s
+            case GiveUp(is_new):
+                if is_new:
+                    _log.error(
+                        "something keeps removing %s: not restored any more, until tnat64d reload", _and(lost)
+                    )
+                return None
+            case Restore():
+                return await self._restore(lost)
+
+    async def _restore(self, lost: tuple[str, ...]) -> float | None:
+        try:
+            await self._rules.restore()
+        except Tnat64Error as error:
+            _log.warning("%s %s gone or changed, and cannot be restored: %s", _and(lost), _were(lost), error)
+            return 0.0  # the next decision is to wait
+        self.restored += 1
+        self._healing.lost = ()
+        _log.warning("%s %s gone or changed: restored", _and(lost), _were(lost))
+        return None
+
+    def _tell_loss(self, lost: tuple[str, ...]) -> None:
+        if lost != self._healing.lost:
+            _log.warning(
+                '%s %s gone or changed: "tnat64d setup" restores the rules (systemctl reload tnat64d-setup)',
+                _and(lost),
+                _were(lost),
+            )
+        self._healing.lost = lost
+
+    def _tell_return(self) -> None:
+        if self._healing.lost and not self._rules.can_restore:
+            _log.info("the kernel's rules stand again")
+
+
+def _and(parts: tuple[str, ...]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def _were(parts: tuple[str, ...]) -> str:
+    return "was" if len(parts) == 1 else "were"
