@@ -33,7 +33,7 @@ CONFIG = config.parse("local = 10.0.0.0/8\nnat64_prefix = 2001:db8:64::\n", "t.c
 MESSAGES: tuple[Message, ...] = (
     Start(CONFIG, Settings(), (None, "192.0.2.1"), epoch=3, max_connections=7, max_per_source=2, verbose=True),
     Ready(),
-    Reload(CONFIG),
+    Reload(CONFIG, Settings(), 7),
     Learned(None, ScopeState.NAT64_STICKY, 0),
     Unmapped("192.0.2.1:80", "no prefix for this destination"),
     Failures((Failure("192.0.2.1", 80, 1.5, 101, 111, "IPv4 unreachable"),)),
@@ -65,7 +65,7 @@ async def test_every_message_arrives_as_it_was_sent_and_in_order(ends: tuple[Cha
 async def test_a_configuration_of_a_megabyte_arrives(ends: tuple[Channel, Channel]) -> None:
     one, other = ends
     text = "".join(f"local = 10.{n >> 8 & 255}.{n & 255}.0/24\n" for n in range(20_000))
-    message = Reload(config.parse(text, "t.conf"))
+    message = Reload(config.parse(text, "t.conf"), Settings(), 7)
     one.send(message)
     assert await other.receive() == message
 

@@ -10,6 +10,7 @@ import pytest
 from tests.kernel.bare_host import BareHost, ip
 from tests.lab import Namespace
 from tnat64d.core.config import Config
+from tnat64d.core.settings import Settings
 from tnat64d.daemon.healing import Healer
 from tnat64d.daemon.rules import RulesThread
 from tnat64d.errors import Tnat64Error
@@ -45,7 +46,7 @@ class Notes:
     def begin(self) -> tuple[int, ...]:
         return ()
 
-    def install(self, config: Config) -> None:
+    def install(self, config: Config, settings: Settings) -> None:
         raise AssertionError
 
     def remove(self) -> None:

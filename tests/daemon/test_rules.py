@@ -10,6 +10,7 @@ import threading
 import pytest
 
 from tnat64d.core.config import Config
+from tnat64d.core.settings import Settings
 from tnat64d.daemon.rules import RulesThread
 from tnat64d.errors import Tnat64Error
 
@@ -32,7 +33,7 @@ class Notes:
     def begin(self) -> tuple[int, ...]:
         return ()
 
-    def install(self, config: Config) -> None:
+    def install(self, config: Config, settings: Settings) -> None:
         self.blocked = {signal.Signals(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, ())}
         assert self.may_go_on.wait(5)
         if self.fails:
@@ -57,7 +58,7 @@ class Notes:
 async def test_what_was_installed_is_removed_once() -> None:
     notes = Notes()
     thread = RulesThread(notes)
-    await thread.install(Config())
+    await thread.install(Config(), Settings())
     await thread.remove()
     await thread.remove()
     assert notes.asked == ["install", "remove"]
@@ -74,7 +75,7 @@ async def test_what_failed_to_install_has_undone_itself() -> None:
     notes.fails = True
     thread = RulesThread(notes)
     with pytest.raises(Tnat64Error):
-        await thread.install(Config())
+        await thread.install(Config(), Settings())
     await thread.remove()
     assert notes.asked == []
 
@@ -85,7 +86,7 @@ async def test_an_installation_that_is_given_up_is_awaited_and_removed() -> None
     thread = RulesThread(notes)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.05):
-            await thread.install(Config())
+            await thread.install(Config(), Settings())
     removal = asyncio.ensure_future(thread.remove())
     notes.may_go_on.set()
     await removal
@@ -94,13 +95,13 @@ async def test_an_installation_that_is_given_up_is_awaited_and_removed() -> None
 
 async def test_a_terminal_cannot_interrupt_what_changes_rules() -> None:
     notes = Notes()
-    await RulesThread(notes).install(Config())
+    await RulesThread(notes).install(Config(), Settings())
     assert notes.blocked >= {signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP}
 
 
 async def test_without_rules_there_is_nothing_to_do() -> None:
     thread = RulesThread(None)
-    await thread.install(Config())
+    await thread.install(Config(), Settings())
     await thread.remove()
     assert await thread.lost() == ()
     await thread.restore()
@@ -109,7 +110,7 @@ async def test_without_rules_there_is_nothing_to_do() -> None:
 async def test_what_is_lost_is_asked_and_restored_in_turn() -> None:
     notes = Notes()
     thread = RulesThread(notes)
-    await thread.install(Config())
+    await thread.install(Config(), Settings())
     assert await thread.lost() == ("the route",)
     await thread.restore()
     assert notes.asked == ["install", "lost", "restore"]
@@ -123,7 +124,7 @@ async def test_a_device_that_is_gone_is_told_once_and_watched_again_when_it_is_b
         thread = RulesThread(notes)
         gone = asyncio.Event()
         thread.when_device_goes(gone.set)
-        await thread.install(Config())
+        await thread.install(Config(), Settings())
         theirs.send(b"x")  # readable from now on
         for _ in range(2):
             async with asyncio.timeout(5):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
+import pytest
+
 from tests.daemon.daemons import BAD_CONF, OTHER_PREFIX, daemon_in, serve_other_prefix, with_iptables
 from tests.lab import IdealNat64Lab, Port, wait_until
-from tests.lab.daemon import CONF, PROGRAM, Daemon, dial, echo, snapshot
+from tests.lab.daemon import CONF, PROGRAM, Daemon, Tables, as_toml, dial, echo, snapshot
 
 
 def test_a_reload_takes_effect_for_new_connections_and_in_the_kernel(ideal_lab: IdealNat64Lab) -> None:
@@ -106,3 +108,64 @@ def test_reloads_at_the_same_time_come_one_after_another(ideal_lab: IdealNat64La
         reloads = [ideal_lab.client.start(command) for _ in range(6)]
         assert [reload.wait() for reload in reloads] == [0] * 6
         assert daemon.log.count("reloaded: ") == 6
+
+
+def write_settings(daemon: Daemon, tables: Tables) -> None:
+    daemon.settings.write_text(as_toml({"control": {"socket": daemon.control_socket}, **tables}))
+
+
+def test_a_reload_reads_the_settings_for_rules_and_new_connections(ideal_lab: IdealNat64Lab) -> None:
+    with daemon_in(ideal_lab) as daemon:
+        write_settings(
+            daemon,
+            {
+                "scope": {"not_ports": ["2525"]},
+                "log": {"connections": "none"},
+                "policy": {"sticky_scope": "prefix"},
+                "proxy": {"idle_timeout_s": 0.2},
+            },
+        )
+        done = daemon.run("reload")
+        assert done.returncode == 0, done.stderr
+        assert "tcp dport 2525 return" in snapshot(ideal_lab.client)["nft list ruleset"]
+        with dial(ideal_lab.client, Port.ECHO) as sock:
+            echo(sock)
+            with pytest.raises(ConnectionResetError):  # idle
+                sock.recv(1)
+        daemon.wait_for_total("relayed_nat64", 1)
+        assert daemon.status()["sticky_scope"] == "prefix"
+        assert daemon.status()["sticky"] == ["2001:db8:64::/96"]
+        assert " -> " not in daemon.log
+
+
+def test_a_limit_on_connections_is_changed_by_a_reload(ideal_lab: IdealNat64Lab) -> None:
+    with daemon_in(ideal_lab, workers=1, max_connections=1) as daemon:
+        with dial(ideal_lab.client, Port.ECHO) as first, dial(ideal_lab.client, Port.ECHO) as second:
+            echo(first)
+            second.sendall(b"x")  # connected in the backlog, not accepted
+            assert daemon.total("accepted") == 1
+            write_settings(daemon, {"proxy": {"workers": 1, "max_connections": 2}})
+            assert daemon.run("reload").returncode == 0
+            assert second.recv(1) == b"x"
+
+
+def test_a_setting_that_needs_a_restart_changes_nothing_at_all(ideal_lab: IdealNat64Lab) -> None:
+    with daemon_in(ideal_lab) as daemon:
+        rules = snapshot(ideal_lab.client)
+        daemon.conf.write_text(f"nat64_prefix = {OTHER_PREFIX}\n")
+        write_settings(daemon, {"rules": {"table": 77}, "scope": {"not_ports": ["2525"]}})
+        done = daemon.run("reload")
+        assert done.returncode == 78
+        assert (
+            done.stderr.strip() == f"{daemon.settings}: rules.table: is 77, and was 6464 at start: needs a restart"
+        )
+        expect_as_before(ideal_lab, daemon, rules)
+
+
+def test_a_mistake_in_the_settings_changes_nothing(ideal_lab: IdealNat64Lab) -> None:
+    with daemon_in(ideal_lab) as daemon:
+        rules = snapshot(ideal_lab.client)
+        write_settings(daemon, {"log": {"connections": "some"}})
+        done = daemon.run("reload")
+        assert (done.returncode, done.stderr.count("\n")) == (78, 1)
+        expect_as_before(ideal_lab, daemon, rules)

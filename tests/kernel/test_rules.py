@@ -34,7 +34,7 @@ def held(host: Namespace, chosen: Settings) -> Iterator[HeldRules]:
     rules = HeldRules(chosen, "t.toml")
     host.call(rules.begin)
     try:
-        host.call(rules.install, CONFIG)
+        host.call(rules.install, CONFIG, chosen)
         yield rules
     finally:
         host.call(rules.remove)
@@ -73,7 +73,7 @@ def test_up_again_and_after_a_change_leaves_one_ruleset(host: Namespace) -> None
     before = standing(host)
     with held(host, settings()) as rules:
         stands = standing(host)
-        host.call(rules.install, CONFIG)
+        host.call(rules.install, CONFIG, settings())
         assert {**standing(host), "nft --stateless list ruleset": ""} == {
             **stands,
             "nft --stateless list ruleset": "",
@@ -135,7 +135,7 @@ def test_a_first_install_that_fails_leaves_nothing(host: Namespace) -> None:
     rules = HeldRules(settings(), "t.toml")
     host.call(rules.begin)
     with pytest.raises(Tnat64Error, match=r"table 6464 .* rules\.table"):
-        host.call(rules.install, CONFIG)
+        host.call(rules.install, CONFIG, settings())
     assert standing(host) == before
 
 
@@ -155,7 +155,7 @@ from tnat64d.kernel.rules import HeldRules
 logging.basicConfig(level="INFO", stream=sys.stdout, format="%(message)s")
 rules = HeldRules(Settings(), "t.toml")
 print(rules.begin())
-rules.install(CONFIG)
+rules.install(CONFIG, Settings())
 sys.stdin.read()
 rules.remove()
 """

@@ -162,3 +162,34 @@ async def test_an_item_whose_handling_fails_does_not_keep_others_waiting() -> No
     await until(lambda: len(due) == 2)
     assert due == ["b", "c"]
     assert [type(context["exception"]) for context in reported] == [ZeroDivisionError]
+
+
+async def test_a_shorter_delay_holds_for_what_is_pending_and_keeps_the_order() -> None:
+    due: list[str] = []
+    deadlines = Deadlines[str](asyncio.get_running_loop(), 3600, due.append)
+    deadlines.start("a")
+    deadlines.start("b")
+    deadlines.change(DELAY_S)
+    deadlines.start("c")
+    await until(lambda: len(due) == 3)
+    assert due == ["a", "b", "c"]
+
+
+async def test_a_longer_delay_holds_for_what_starts_after_it() -> None:
+    due: list[str] = []
+    deadlines = Deadlines[str](asyncio.get_running_loop(), DELAY_S, due.append)
+    deadlines.start("a")
+    deadlines.change(3600)
+    deadlines.start("b")
+    await until(lambda: due)
+    assert due == ["a"]
+    deadlines.cancel()
+
+
+async def test_after_a_change_to_zero_nothing_is_due() -> None:
+    due: list[str] = []
+    deadlines = Deadlines[str](asyncio.get_running_loop(), DELAY_S, due.append)
+    deadlines.start("a")
+    deadlines.change(0)
+    await asyncio.sleep(2 * DELAY_S)
+    assert due == []

@@ -122,13 +122,13 @@ def test_no_more_answers_are_remembered_than_promised(world: World, monkeypatch:
 
 def test_a_destination_that_no_prefix_carries_is_told_once_for_each_configuration() -> None:
     world = World()
-    world.destinations.use(parse("local = 10.0.0.0/8", "test"))
+    world.destinations.use(parse("local = 10.0.0.0/8", "test"), StickyScope.GLOBAL)
     for _ in range(3):
         assert world.target("198.51.100.1").way is Way.NONE
         world.target("10.0.0.1")
     assert world.unmapped == [("198.51.100.1", 80)]
-    world.destinations.use(CONFIG)
+    world.destinations.use(CONFIG, StickyScope.GLOBAL)
     assert world.target("198.51.100.1").way is Way.NAT64
-    world.destinations.use(parse("", "test"))
+    world.destinations.use(parse("", "test"), StickyScope.GLOBAL)
     world.target("198.51.100.1")
     assert world.unmapped == [("198.51.100.1", 80)] * 2

@@ -46,6 +46,8 @@ def _run_daemon(arguments: argparse.Namespace, chosen: Settings, *, own_rules: b
     supervisor.run(
         supervisor.Surroundings(
             settings=chosen,
+            settings_file=arguments.settings or inputs.SETTINGS,
+            load_settings=lambda: inputs.load_settings(arguments.settings),
             load_config=lambda: inputs.load_config(arguments.conf),
             notifier=Notifier.from_environment(os.environ),
             verbose=arguments.verbose,

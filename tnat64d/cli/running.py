@@ -13,7 +13,7 @@ from tnat64d.errors import UnavailableError
 def add_to(commands: Commands) -> None:
     """Add `status`, `reload` and `drain`."""
     status = command(commands, "status", _status, "what the running daemon does; 0 running, 3 not running")
-    reload = command(commands, "reload", _reload, "let the running daemon read tnat64.conf again, and wait for it")
+    reload = command(commands, "reload", _reload, "let the running daemon read its files again, and wait for it")
     drain = command(commands, "drain", _drain, "let the running daemon end, and wait for its connections")
     for each in (status, reload, drain):
         inputs.take_settings(each)

@@ -46,9 +46,11 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Reload:
-    """New connections go by `config`."""
+    """New connections go by these; `max_connections` is this worker's share."""
 
     config: Config
+    settings: Settings
+    max_connections: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,11 +110,14 @@ class WorkerPool:
         if self._failure is not None:
             raise self._failure
 
-    def reload(self, config: Config) -> None:
-        """New connections go by `config`."""
-        self._config = config
+    def reload(self, config: Config, settings: Settings) -> None:
+        """New connections go by `config` and `settings`."""
+        scope_changes = settings.policy.sticky_scope is not self._settings.policy.sticky_scope
+        self._config, self._settings = config, settings
         self._said_unmapped = False
-        self._tell(Reload(config))
+        self._tell(Reload(config, settings, self._connection_limit()))
+        if scope_changes:  # states of the old scopes mean nothing to the new
+            self.forget_sticky()
 
     def forget_sticky(self) -> None:
         """Every scope begins anew."""
@@ -214,15 +217,14 @@ class WorkerPool:
         slot.has_answered = True
         if self._ending:  # since it was begun: `drain` and `end_now` knew no channel yet
             channel.close()
-        proxy, workers = self._settings.proxy, len(self._slots)
         channel.send(
             Start(
                 self._config,
                 self._settings,
                 self._memory.sticky_scopes(),
                 self._memory.epoch,
-                connection_limit(proxy.max_connections, workers),
-                share(proxy.max_connections_per_source, workers),
+                self._connection_limit(),
+                share(self._settings.proxy.max_connections_per_source, len(self._slots)),
                 self._verbose,
             )
         )
@@ -259,6 +261,9 @@ class WorkerPool:
             case Drained(reset):
                 if reset:
                     _log.warning("worker %d reset %d connections that had not ended", slot.number, reset)
+
+    def _connection_limit(self) -> int:
+        return connection_limit(self._settings.proxy.max_connections, len(self._slots))
 
     def _close_listeners(self) -> None:
         """The workers have them, too; one that is open here as well would take connections that nobody accepts."""

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 from tnat64d.core.config import Config
+from tnat64d.core.settings import Settings
 from tnat64d.errors import Tnat64Error
 
 
@@ -44,8 +45,8 @@ class Rules(Protocol):
     def restore(self) -> None:
         """Make them stand again, as after the last `install`. Raises as that."""
 
-    def install(self, config: Config) -> None:
-        """Make them stand for `config`; where that fails, what stood before does, or nothing."""
+    def install(self, config: Config, settings: Settings) -> None:
+        """Make them stand for `config` and `settings`; where that fails, what stood before does, or nothing."""
 
     def remove(self) -> None:
         """Leave none."""
@@ -68,14 +69,14 @@ class RulesThread:
         """See Rules. Blocks. Raises Tnat64Error."""
         return () if self._rules is None else self._rules.begin()
 
-    async def install(self, config: Config) -> None:
-        """Make them stand for `config`. Raises Tnat64Error; what stood before, or nothing, stands then."""
+    async def install(self, config: Config, settings: Settings) -> None:
+        """Make them stand. Raises Tnat64Error; what stood before, or nothing, stands then."""
         if self._rules is None:
             return
         stood_before = self._standing
         self._standing = True  # also if this is cancelled, for the thread goes on
         try:
-            await asyncio.get_running_loop().run_in_executor(self._thread, self._rules.install, config)
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._rules.install, config, settings)
         except Tnat64Error:
             self._standing = stood_before
             raise

@@ -23,6 +23,7 @@ from enum import StrEnum
 
 from tnat64d import __version__
 from tnat64d.core.config import Config
+from tnat64d.core.reloading import require_reloadable
 from tnat64d.core.settings import Settings
 from tnat64d.daemon import explaining, listening
 from tnat64d.daemon.control import Answer, ControlServer, Question
@@ -51,11 +52,13 @@ MAX_AUTO_WORKERS = 8
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What the command line gives to the daemon. `load_config` reads tnat64.conf;
+    """What the command line gives to the daemon. `load_config` reads tnat64.conf, `load_settings` tnat64d.toml;
     `rules`: None if nobody looks after them.
     """
 
     settings: Settings
+    settings_file: str
+    load_settings: Callable[[], Settings]
     load_config: Callable[[], Config]
     notifier: Notifier
     verbose: bool
@@ -158,7 +161,7 @@ class _Supervisor:
             raise Tnat64Error(f"the workers were not ready after {START_TIMEOUT_S:.0f} s")
         if self._stop.is_set():
             return
-        await self._rules.install(self._config)
+        await self._rules.install(self._config, self._settings)
         if self._config.default_prefix is None and not self._config.paths:
             _log.warning("tnat64.conf has no nat64_prefix: every destination is tried by IPv4 only")
         self._state = _State.SERVING
@@ -221,10 +224,12 @@ class _Supervisor:
             notifier.reloading()
             try:
                 config = await asyncio.to_thread(self._surroundings.load_config)
-                await self._rules.install(config)
+                settings = await asyncio.to_thread(self._surroundings.load_settings)
+                require_reloadable(self._settings, settings, self._surroundings.settings_file)
+                await self._rules.install(config, settings)
                 self._healer.made_anew()
-                self._config = config
-                self._pool.reload(config)
+                self._config, self._settings = config, settings
+                self._pool.reload(config, settings)
             finally:
                 notifier.ready(_summary(self._config))
             _log.info("reloaded: %s", _summary(config))

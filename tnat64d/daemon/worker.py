@@ -148,8 +148,7 @@ class Worker:
         self._listening = listening
         self._counters = counters
         self._tell = tell
-        self._log_closed = settings.log.connections == "all"
-        self._log_refused = settings.log.connections != "none"
+        self._use(settings)
         self._draining = False
         self._reset = 0
         self.drained = asyncio.Event()
@@ -184,8 +183,11 @@ class Worker:
     def handle(self, message: Message) -> None:
         """Do what the supervisor says."""
         match message:
-            case Reload(config):
-                self._destinations.use(config)
+            case Reload(config, settings, max_connections):
+                self._use(settings)
+                self._destinations.use(config, settings.policy.sticky_scope)
+                self._dialer.use(_dial_settings(settings))
+                self._listener.limit(max_connections)
                 self._told_unmapped = False
             case Learned(scope, state):
                 self._memory.learn(scope, state)
@@ -195,6 +197,10 @@ class Worker:
                 self._tell(Pong())
             case Drain(timeout_s):
                 self._drain(timeout_s)
+
+    def _use(self, settings: Settings) -> None:
+        self._log_closed = settings.log.connections == "all"
+        self._log_refused = settings.log.connections != "none"
 
     def stop(self) -> int:
         """End everything at once; how many connections that reset."""

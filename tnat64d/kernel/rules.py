@@ -103,10 +103,10 @@ class HeldRules:
         _log.info("rules: by %s, because %s", choice.name, choice.because)
         return ()
 
-    def install(self, config: Config) -> None:
-        """Make the rules for `config` stand, and no others of ours. `begin` came before."""
+    def install(self, config: Config, settings: Settings) -> None:
+        """Make the rules for `config` and `settings` stand, and no others of ours. `begin` came before."""
         device = LOOPBACK if self._owned is None else OWN_DEVICE
-        self._install(_describe(config, self._settings, self._settings_file, device))
+        self._install(_describe(config, settings, self._settings_file, device))
 
     def restore(self) -> None:
         """Make what `install` made last stand again."""
@@ -181,7 +181,7 @@ class SetUpRules:
         """Nothing is needed."""
         return ()
 
-    def install(self, config: Config) -> None:
+    def install(self, config: Config, settings: Settings) -> None:
         """Expect no more than what stands now. Raises Tnat64Error."""
         self._standing = {}
         self.lost()

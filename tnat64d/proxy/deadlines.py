@@ -44,6 +44,21 @@ class Deadlines(Generic[Item]):
         """`item` is not due any more; nothing if it was not pending."""
         self._pending.pop(item, None)
 
+    def change(self, delay_s: float) -> None:
+        """Another delay from now on; what is pending is due no later than if it started now.
+
+        So deadlines stay in order. After a delay of 0 nothing is pending.
+        """
+        self._delay_s = delay_s
+        if delay_s <= 0:
+            self.cancel()
+            return
+        latest = self._loop.time() + delay_s
+        self._pending = {item: min(deadline, latest) for item, deadline in self._pending.items()}
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = self._loop.call_later(0, self._fire)
+
     def cancel(self) -> None:
         """Nothing is due any more."""
         self._pending.clear()

@@ -51,9 +51,10 @@ class Destinations:
         self._listener = listener
         self._targets: dict[bytes | Destination, Target | None] = {}
 
-    def use(self, config: Config) -> None:
-        """Resolve by `config` from now on."""
+    def use(self, config: Config, scope: StickyScope) -> None:
+        """Resolve by `config` from now on, and let `scope` share a state."""
         self._config = config
+        self._scope = scope
         self._targets.clear()
 
     def resolve(self, destination: bytes | Destination) -> Target | None:

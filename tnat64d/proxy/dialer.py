@@ -232,6 +232,14 @@ class Dialer:
         self._idle_check_s = settings.idle_timeout_s / 8
         self._idle = Deadlines[Relay](loop, self._idle_check_s, self._check_idle)
 
+    def use(self, settings: DialSettings) -> None:
+        """Go by `settings` from now on, but for the mark and keepalive, which sockets have already."""
+        self._settings = settings
+        self.connect_deadlines.change(settings.connect_timeout_s)
+        self.fallback_deadlines.change(settings.fallback_delay_s)
+        self._idle_check_s = settings.idle_timeout_s / 8
+        self._idle.change(self._idle_check_s)
+
     @property
     def active(self) -> int:
         """Connections that are dialling or relaying."""

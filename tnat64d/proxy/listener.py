@@ -74,6 +74,11 @@ class Listener:
             self._resume_timer.cancel()
         self._unwatch()
 
+    def limit(self, max_connections: int) -> None:
+        """Accept while there are fewer connections than that; those above it stay."""
+        self._max_connections = max_connections
+        self.connection_ended()
+
     def pause(self) -> None:
         """Rest for a while: descriptors have run out."""
         self._unwatch()
