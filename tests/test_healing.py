@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import re
 import time
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import pytest
 
 from tests.lab import IdealNat64Lab, Namespace, Port, wait_until
 from tests.lab.daemon import CONF, Daemon, Service, Tables, dial, echo, snapshot
+from tests.test_fail_open import POLICY_RULES, daemon_in, difference, kill
 from tnat64d.core.healing import ATTEMPTS
 
 pytestmark = pytest.mark.netns("iptables-nft", "iptables-legacy", "nft")
@@ -76,6 +78,10 @@ def restorations(daemon: Daemon) -> list[str]:
     return re.findall(r"WARNING: (.*) gone or changed: restored$", daemon.log, re.MULTILINE)
 
 
+def wait_for_restorations(daemon: Daemon, number: int) -> None:
+    wait_until(lambda: daemon.status()["rules_restored"] == number, f"{number} restorations")
+
+
 def foreign_rules(host: Namespace) -> str:
     return host.run(["nft", "-s", "list", "table", "ip", "theirs"], check=False).stdout
 
@@ -111,6 +117,26 @@ def test_an_owned_table_is_not_touched_by_a_flush(ideal_lab: IdealNat64Lab) -> N
         assert snapshot(ideal_lab.client) == stood
         assert works(ideal_lab.client)
         assert daemon.status()["rules"] == {"way": "owned", "state": "standing", "missing": []}
+
+
+def test_a_device_that_was_restored_goes_with_the_daemon_all_the_same(ideal_lab: IdealNat64Lab) -> None:
+    client = ideal_lab.client
+    with daemon_in(ideal_lab, settings={"scope": {"not_networks": ["198.51.100.77/32"]}}) as daemon:
+        for number in (1, 2):
+            client.run(["ip", "link", "del", "tnat64d"])
+            wait_for_restorations(daemon, number)
+        assert_out_of_scope_fails_at_once(client)
+        kill(daemon, "the supervisor")
+        assert difference(daemon.before, snapshot(client)) == POLICY_RULES
+    assert daemon.run("teardown").returncode == 0
+    assert snapshot(client) == daemon.before
+
+
+def assert_out_of_scope_fails_at_once(host: Namespace) -> None:
+    """The device answers."""
+    with host.socket() as sock:
+        sock.settimeout(2)
+        assert sock.connect_ex(("198.51.100.77", 80)) == errno.ENETUNREACH
 
 
 def test_a_reload_is_no_loss(ideal_lab: IdealNat64Lab) -> None:

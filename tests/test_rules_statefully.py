@@ -1,4 +1,4 @@
-"""Any sequence of setup, teardown, crash, and what others do to their rules meanwhile.
+"""Any sequence of setup, teardown, crash, healing, and what others do to their rules meanwhile.
 
 A twin host sees what the others do, and never tnat64d. Whenever tnat64d has been torn down the two hosts have the
 same rules, routes and addresses.
@@ -145,6 +145,21 @@ class Hosts(RuleBasedStateMachine):
         daemon.process.wait()
         wait_until(lambda: not any(map(is_alive, workers)), "the workers end")
         self.is_down = False
+
+    @rule(scope=st.sampled_from(SCOPES), backend=st.sampled_from(BACKENDS))
+    def heal(self, scope: dict[str, list[str]], backend: dict[str, str]) -> None:
+        """Somebody flushes all while the daemon holds rules: it restores its own, and then leaves."""
+        if not self.count():
+            return
+        tables: Tables = {**self.tables_of(backend, "redirect", scope), "proxy": {"workers": 1}}
+        with Daemon(self.host, self.lab.directory, settings=tables, leaves_kernel_as_found=False) as daemon:
+            stood = set(own_traces(self.host))
+            self.both("nft", "flush", "ruleset")
+            self.host.run(["ip", "rule", "del", "pref", "32769", "protocol", "64"])
+            wait_until(lambda: stood <= set(own_traces(self.host)), "the rules are restored")
+            assert daemon.status()["rules_restored"] > 0
+        self.is_down = True
+        self.compare()
 
     @rule(
         program=st.sampled_from(PROGRAMS),
