@@ -319,3 +319,25 @@ def test_several_at_once_end_with_one_whole_ruleset(
     if second == "removes":  # which of them was last is unknown
         install(host, Mode.TPROXY, program)
     assert sorted(own_traces(host)) == expected
+
+
+def test_the_plan_is_empty_where_all_stands_and_else_what_is_missing(
+    host: Namespace, program: str, mode: Mode
+) -> None:
+    installation = Installation(backend(program))
+    wanted = ruleset(mode)
+    host.call(installation.install, wanted)
+    assert host.call(installation.plan, wanted) == ""
+    ip(host, "rule del pref 32769", "address del 192.0.0.2/32 dev lo")
+    assert len(host.call(installation.plan, wanted).splitlines()) >= 2
+    stands = standing(host)
+    plan = host.call(installation.plan, wanted)
+    assert standing(host) == stands
+    assert "TNAT64D" not in plan
+    assert "table ip" not in plan
+    host.run(["sh", "-e"], input=plan)
+    assert host.call(installation.plan, wanted) == ""
+    other = ruleset(mode, table=77)
+    host.run(["sh", "-e"], input=host.call(installation.plan, other))
+    assert host.call(installation.plan, other) == ""
+    assert host.call(installation.plan, wanted) != ""

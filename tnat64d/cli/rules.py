@@ -28,7 +28,7 @@ def _setup(arguments: argparse.Namespace) -> int:
     config = inputs.load_config(arguments.conf)
     rules = _static_rules(arguments)
     if arguments.dry_run:
-        print(rules.plan(config))
+        print(rules.plan(config) or "# nothing to do")
     else:
         _let_signals_undo()
         rules.install(config)

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 
 from tnat64d.core.ruleset import Ruleset
 from tnat64d.errors import Tnat64Error
-from tnat64d.kernel import routes, standing
+from tnat64d.kernel import routes, scratch, standing
 from tnat64d.kernel.backends import Backend
 from tnat64d.kernel.standing import Standing
 
@@ -36,9 +36,10 @@ class Installation:
         self._installed: Ruleset | None = None
 
     def plan(self, ruleset: Ruleset) -> str:
-        """What `install` does, for a shell."""
+        """What `install` would do now, for a shell; empty if all stands. Raises as `install`."""
         removals = [other.plan_removal() for other in self._others]
-        return "\n".join((*filter(None, removals), self._backend.plan(ruleset), *routes.commands(ruleset)))
+        chains = "" if self._chains_stand(ruleset) else self._backend.plan(ruleset)
+        return "\n".join((*filter(None, removals), *filter(None, [chains]), *routes.plan(ruleset)))
 
     def plan_removal(self) -> str:
         """What `remove` does, for a shell; empty if nothing of ours stands."""
@@ -75,6 +76,18 @@ class Installation:
             routes.remove()
             for backend in (self._backend, *self._others):
                 backend.remove()
+
+    def _chains_stand(self, ruleset: Ruleset) -> bool:
+        """Whether the chains are those that the backend makes elsewhere; False if that cannot be tried."""
+
+        def made() -> Standing:
+            self._backend.install(ruleset)
+            return self._backend.standing()
+
+        try:
+            return scratch.in_new_network(made) == self._backend.standing()
+        except Tnat64Error:
+            return False
 
     def _make(self, ruleset: Ruleset) -> None:
         self._backend.install(ruleset)

@@ -31,7 +31,7 @@ _FR_ACT_UNREACHABLE = 7
 
 
 def commands(ruleset: Ruleset) -> list[str]:
-    """What `install` does, as ip(8) commands."""
+    """What `install` does where nothing stands, as ip(8) commands."""
     lines = [_address_command(ruleset.address), _route_command(ruleset.route)]
     return lines + [_rule_command("add", rule) for rule in ruleset.policy_rules]
 
@@ -81,6 +81,22 @@ def install(ruleset: Ruleset) -> None:
                 ip.rule("add", **_rule(rule))
 
 
+def plan(ruleset: Ruleset) -> list[str]:
+    """What `install` would do now, as ip(8) commands. Raises as `install`."""
+    with _netlink() as ip:
+        lines = _removal_commands(
+            _surplus_rules(ip, ruleset.policy_rules),
+            _surplus_routes(ip, ruleset.route),
+            _surplus_addresses(ip, ruleset.address),
+        )
+        if not _has_address(ip, ruleset.address.address):
+            lines.append(_address_command(ruleset.address))
+        if not any(_is(message, ruleset.route) for message in _own_routes(ip)):
+            lines.append(_route_command(ruleset.route))
+        standing = [_rule_key(message) for message in _own_rules(ip)]
+        return lines + [_rule_command("add", rule) for rule in ruleset.policy_rules if _key(rule) not in standing]
+
+
 def remove() -> None:
     """Leave no address, route or policy rule of ours. Raises as `install`."""
     with _netlink() as ip:
@@ -92,16 +108,20 @@ def remove() -> None:
 def removal_commands() -> list[str]:
     """What `remove` would do now, as ip(8) commands. Raises as `install`."""
     with _netlink() as ip:
-        lines = [_rule_command("del", _policy_rule(message)) for message in _own_rules(ip)]
-        for message in _own_routes(ip):
-            kind = "local " if message["type"] == _RTN_LOCAL else ""
-            table = message.get_attr("RTA_TABLE")
-            lines.append(f"ip -4 route del {kind}default table {table} proto {ROUTE_PROTOCOL}")
-        for message in _own_addresses(ip):
-            network = f"{message.get_attr('IFA_LOCAL')}/{message['prefixlen']}"
-            device = socket.if_indextoname(message["index"])
-            lines.append(f"ip address del {network} dev {device} label {ADDRESS_LABEL}")
-        return lines
+        return _removal_commands(_own_rules(ip), _own_routes(ip), _own_addresses(ip))
+
+
+def _removal_commands(rules: list[Any], routes: list[Any], addresses: list[Any]) -> list[str]:
+    lines = [_rule_command("del", _policy_rule(message)) for message in rules]
+    for message in routes:
+        kind = "local " if message["type"] == _RTN_LOCAL else ""
+        table = message.get_attr("RTA_TABLE")
+        lines.append(f"ip -4 route del {kind}default table {table} proto {ROUTE_PROTOCOL}")
+    for message in addresses:
+        network = f"{message.get_attr('IFA_LOCAL')}/{message['prefixlen']}"
+        device = socket.if_indextoname(message["index"])
+        lines.append(f"ip address del {network} dev {device} label {ADDRESS_LABEL}")
+    return lines
 
 
 @contextmanager
@@ -259,14 +279,31 @@ def _policy_rule(message: Any) -> PolicyRule:
     )
 
 
-def _remove_rules(ip: Any, keep: tuple[PolicyRule, ...] = ()) -> None:
+def _surplus_rules(ip: Any, keep: tuple[PolicyRule, ...]) -> list[Any]:
+    """Our rules that are not in `keep`; the same rule twice is one too many."""
     kept = [_key(rule) for rule in keep]
+    surplus = []
     for message in _own_rules(ip):
-        key = _rule_key(message)
-        if key in kept:
-            kept.remove(key)  # the same rule twice is one too many
-            continue
-        priority, table, mark, mask, protocol = key
+        if (key := _rule_key(message)) in kept:
+            kept.remove(key)
+        else:
+            surplus.append(message)
+    return surplus
+
+
+def _surplus_routes(ip: Any, keep: Route | None) -> list[Any]:
+    return [message for message in _own_routes(ip) if keep is None or not _is(message, keep)]
+
+
+def _surplus_addresses(ip: Any, keep: Address | None) -> list[Any]:
+    """Those on lo; an address on a device of ours goes with it."""
+    kept = str(keep.address) if keep is not None and keep.peer is None else None
+    return [message for message in _own_addresses(ip) if message.get_attr("IFA_LOCAL") != kept]
+
+
+def _remove_rules(ip: Any, keep: tuple[PolicyRule, ...] = ()) -> None:
+    for message in _surplus_rules(ip, keep):
+        priority, table, mark, mask, protocol = _rule_key(message)
         fields: dict[str, Any] = {"family": socket.AF_INET, "priority": priority, "protocol": ROUTE_PROTOCOL}
         if table is None:
             fields["action"] = "unreachable"
@@ -280,22 +317,18 @@ def _remove_rules(ip: Any, keep: tuple[PolicyRule, ...] = ()) -> None:
 
 
 def _remove_routes(ip: Any, keep: Route | None = None) -> None:
-    for message in _own_routes(ip):
-        if keep is None or not _is(message, keep):
-            ip.route(
-                "del",
-                dst="0.0.0.0/0",
-                table=message.get_attr("RTA_TABLE"),
-                proto=ROUTE_PROTOCOL,
-                type=message["type"],
-                scope=message["scope"],
-            )
+    for message in _surplus_routes(ip, keep):
+        ip.route(
+            "del",
+            dst="0.0.0.0/0",
+            table=message.get_attr("RTA_TABLE"),
+            proto=ROUTE_PROTOCOL,
+            type=message["type"],
+            scope=message["scope"],
+        )
 
 
 def _remove_addresses(ip: Any, keep: Address | None = None) -> None:
-    """Those on lo; an address on a device of ours goes with it."""
-    kept = str(keep.address) if keep is not None and keep.peer is None else None
-    for message in _own_addresses(ip):
+    for message in _surplus_addresses(ip, keep):
         address = message.get_attr("IFA_LOCAL")
-        if address != kept:
-            ip.addr("del", index=message["index"], address=address, prefixlen=message["prefixlen"])
+        ip.addr("del", index=message["index"], address=address, prefixlen=message["prefixlen"])

@@ -42,9 +42,9 @@ class StaticRules:
         self.installation.remove()
 
     def plan(self, config: Config) -> str:
-        """What `install` does, for a shell."""
+        """What `install` would do now, for a shell; empty if all stands."""
         plan = self.installation.plan(_describe(config, self._settings, self._settings_file, LOOPBACK))
-        return f"# backend {self.choice.name}: {self.choice.because}\n{plan}"
+        return f"# backend {self.choice.name}: {self.choice.because}\n{plan}" if plan else ""
 
     def plan_removal(self) -> str:
         """What `remove` does, in words and for a shell; empty if nothing of ours stands."""
