@@ -15,13 +15,13 @@ import errno
 import json
 import os
 import socket
-import struct
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tnat64d.errors import ConfigurationError, Tnat64Error, UnavailableError
+from tnat64d.kernel import peer
 
 REQUEST_LIMIT_BYTES = 4096
 CONNECT_TIMEOUT_S = 5.0
@@ -33,12 +33,16 @@ _DENIED: Answer = {"ok": False, "error": "only root and the daemon's own user ma
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A request from the process `pid` of user `uid` and group `gid`; `arguments` are as they were sent."""
+    """A request from the process `pid` of user `uid` and group `gid`; `arguments` are as they were sent.
+
+    `connection`: for what else `kernel.peer` tells of the asker.
+    """
 
     pid: int
     uid: int
     gid: int
     arguments: Mapping[str, Any]
+    connection: socket.socket
 
 
 Handler = Callable[[Question], Awaitable[Answer]]
@@ -81,13 +85,12 @@ class ControlServer:
             self._path.unlink(missing_ok=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        credentials = writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-        pid, uid, gid = struct.unpack("=iII", credentials)
-        trusted = uid in (0, os.geteuid())
+        connection = writer.get_extra_info("socket")
+        trusted = peer.credentials(connection).uid in (0, os.geteuid())
         try:
             async with asyncio.timeout(None if trusted else STRANGER_TIMEOUT_S):
                 while line := await reader.readline():
-                    answer = await self._answer(line, trusted, pid, uid, gid)
+                    answer = await self._answer(line, trusted, connection)
                     writer.write(json.dumps(answer).encode() + b"\n")
                     await writer.drain()
                     if not trusted:
@@ -99,7 +102,7 @@ class ControlServer:
         finally:
             writer.close()
 
-    async def _answer(self, line: bytes, trusted: bool, pid: int, uid: int, gid: int) -> Answer:
+    async def _answer(self, line: bytes, trusted: bool, connection: socket.socket) -> Answer:
         try:
             arguments = json.loads(line)
             name = arguments.pop("request")
@@ -111,11 +114,16 @@ class ControlServer:
                 return _DENIED
             return {"ok": False, "error": f"not a request; there are: {', '.join(self._requests)}"}
         try:
-            return {"ok": True} | await handler(Question(pid, uid, gid, arguments))
+            return {"ok": True} | await handler(_question(connection, arguments))
         except ConfigurationError as error:
             return {"ok": False, "error": str(error), "problems": error.problems}
         except Tnat64Error as error:
             return {"ok": False, "error": str(error)}
+
+
+def _question(connection: socket.socket, arguments: Mapping[str, Any]) -> Question:
+    asker = peer.credentials(connection)
+    return Question(asker.pid, asker.uid, asker.gid, arguments, connection)
 
 
 def _is_answered(path: Path) -> bool:
