@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ipaddress import IPv4Address, IPv4Network
+from typing import Any
 
 import pytest
 
@@ -24,7 +25,7 @@ def _uid(name: str) -> int:
     return USERS[name]
 
 
-LOOKUP = Lookup(_uid, GROUPS.__getitem__, lambda unit: f"system.slice/{unit}")
+LOOKUP = Lookup(_uid, GROUPS.__getitem__, lambda unit: f"system.slice/{unit}", lambda: "commands")
 NETWORK = Network.of(IPv4Network("203.0.113.0/24"))
 HTTPS = (443, 443)
 
@@ -35,7 +36,7 @@ def mode(request: pytest.FixtureRequest) -> Mode:
     return chosen
 
 
-def scope(**table: tuple[str, ...]) -> Scope:
+def scope(**table: Any) -> Scope:
     return resolve(settings.Scope(**table), LOOKUP)
 
 
@@ -119,6 +120,19 @@ def test_what_is_left_alone_returns_before_anything_is_captured(mode: Mode) -> N
     left_alone = returns(mode, limited)
     assert Match(uid=1001) in left_alone
     assert Match(ports=(22, 22)) in left_alone
+
+
+def test_commands_alone_are_all_that_is_captured(mode: Mode) -> None:
+    (match,) = captures(mode, scope(exec=True))
+    assert match == Match(cgroup="commands", begins_connection=True)
+
+
+def test_commands_are_captured_before_anybodys_programs_return_and_after_all_destinations_did(mode: Mode) -> None:
+    limited = scope(exec=True, users=("alice",), not_users=("bob",), not_ports=("22",), ports=("80",))
+    matches = [rule.match for rule in chain(rules(mode, limited), CAPTURE[mode]).rules]
+    commands = matches.index(Match(cgroup="commands", ports=(80, 80), begins_connection=True))
+    assert matches.index(Match(ports=(22, 22))) < commands < matches.index(Match(uid=1001))
+    assert Match(uid=1000, ports=(80, 80), begins_connection=True) in matches[commands:]
 
 
 def test_behind_a_gateway_the_same_destinations_are_exempt_and_programs_do_not_count() -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.lab import IdealNat64Lab
 from tnat64d.errors import Tnat64Error, UnavailableError
-from tnat64d.kernel.cgroup import identity, path_for_nft, root
+from tnat64d.kernel.cgroup import exists, identity, made, move, of_exec, open_door, path_for_nft, remove, root
 
 
 def test_the_root_is_where_version_2_is_mounted(tmp_path: Path) -> None:
@@ -49,3 +52,57 @@ def test_the_group_of_this_process_is_a_path_below_the_root(cgroup: Path) -> Non
     command = ["sh", "-ec", enter, "sh", sys.executable, "-c", code]
     shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
     assert shown == f"{cgroup.parent.name}/{cgroup.name}\n"
+
+
+@pytest.fixture
+def path() -> Iterator[str]:
+    """The path of a group that is not there."""
+    path = f"tnat64d-test-made-{os.getpid()}"
+    yield path
+    remove(path)
+
+
+@pytest.mark.netns
+def test_a_group_that_is_made_stays_unless_the_block_fails_or_says_so(path: str) -> None:
+    with made(path, stays=False):
+        assert exists(path)
+    assert not exists(path)
+    with pytest.raises(ZeroDivisionError), made(path):
+        raise ZeroDivisionError
+    assert not exists(path)
+    with made(path):
+        pass
+    assert exists(path)
+    with made(path, stays=False):  # it was there before
+        pass
+    assert exists(path)
+    remove(path)
+    assert not exists(path)
+
+
+@pytest.mark.netns
+def test_a_process_is_moved_and_its_group_stays_as_long_as_it_is_there(path: str) -> None:
+    with made(path), subprocess.Popen(["cat"], stdin=subprocess.PIPE) as process:
+        door = open_door(path)
+        move(process.pid, door)
+        assert f"0::/{path}\n" in Path(f"/proc/{process.pid}/cgroup").read_text()
+        remove(path)
+        assert exists(path)
+        process.communicate()
+        with pytest.raises(UnavailableError, match=f"process {process.pid} cannot be moved .*: No such process"):
+            move(process.pid, door)
+        with pytest.raises(UnavailableError, match="PID namespace"):
+            move(0, door)  # would be this very process
+        os.close(door)
+
+
+@pytest.mark.netns
+def test_a_group_that_is_not_there_cannot_be_entered(path: str) -> None:
+    with pytest.raises(UnavailableError, match=f"{path} cannot be entered: No such file .*; tnat64d setup or up"):
+        open_door(path)
+
+
+def test_each_network_namespace_has_a_group_for_its_commands(ideal_lab: IdealNat64Lab) -> None:
+    here, client, server = of_exec(), ideal_lab.client.call(of_exec), ideal_lab.server.call(of_exec)
+    assert len({here, client, server}) == 3
+    assert client == ideal_lab.client.call(of_exec)

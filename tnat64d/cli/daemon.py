@@ -39,18 +39,21 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 def _run_daemon(arguments: argparse.Namespace, chosen: Settings, *, own_rules: bool) -> None:
     from tnat64d.daemon import journal, supervisor
+    from tnat64d.daemon.admission import Admission
     from tnat64d.kernel.rules import HeldRules, SetUpRules
     from tnat64d.kernel.systemd import Notifier
 
+    settings_file = arguments.settings or inputs.SETTINGS
     journal.configure(os.environ, verbose=arguments.verbose)
     supervisor.run(
         supervisor.Surroundings(
             settings=chosen,
-            settings_file=arguments.settings or inputs.SETTINGS,
+            settings_file=settings_file,
+            admission=Admission(chosen, settings_file),
             load_settings=lambda: inputs.load_settings(arguments.settings),
             load_config=lambda: inputs.load_config(arguments.conf),
             notifier=Notifier.from_environment(os.environ),
             verbose=arguments.verbose,
-            rules=HeldRules(chosen, arguments.settings or inputs.SETTINGS) if own_rules else SetUpRules(chosen),
+            rules=HeldRules(chosen, settings_file) if own_rules else SetUpRules(chosen),
         )
     )

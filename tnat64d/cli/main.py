@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from tnat64d import __version__
-from tnat64d.cli import check, daemon, rules, running, why
+from tnat64d.cli import check, daemon, launch, rules, running, why
 from tnat64d.cli.arguments import Parser
 from tnat64d.errors import ConfigurationError, Tnat64Error
 
@@ -94,6 +94,6 @@ def parser() -> Parser:
     whole = Parser("tnat64d", description=_DESCRIPTION, epilog=_EPILOG)
     whole.add_argument("--version", action="version", version=f"tnat64d {__version__}")
     commands = whole.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
-    for module in (daemon, rules, check, why, running):
+    for module in (daemon, launch, rules, check, why, running):
         module.add_to(commands)
     return whole

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import signal
+from contextlib import suppress
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from tnat64d.cli import inputs
 from tnat64d.cli.arguments import Commands, command
+from tnat64d.errors import UnavailableError
 
 if TYPE_CHECKING:
     from tnat64d.kernel.rules import StaticRules
@@ -32,7 +34,18 @@ def _setup(arguments: argparse.Namespace) -> int:
     else:
         _let_signals_undo()
         rules.install(config)
+        _lend_exec(arguments)
     return 0
+
+
+def _lend_exec(arguments: argparse.Namespace) -> None:
+    """A daemon that runs already and without root can have commands carried from now on; none need run."""
+    from tnat64d.daemon import admission
+
+    chosen = inputs.load_settings(arguments.settings)
+    if chosen.scope.exec:
+        with suppress(UnavailableError):
+            admission.lend(chosen.control.socket)
 
 
 def _teardown(arguments: argparse.Namespace) -> int:

@@ -14,6 +14,8 @@ FIXED = {
     "proxy": ("port", "workers", "loop", "connect", "keepalive_s", "max_connections_per_source"),
     "policy": ("sticky_entries",),
     "rules": ("backend", "mode", "iptables", "mark", "mark_mask", "table", "address"),
+    "scope": ("exec",),
+    "exec": ("users", "groups"),
     "control": ("socket",),
 }
 """By table. Beyond these: whether there is any scope.gateway, for it decides on which address is listened."""

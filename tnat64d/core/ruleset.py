@@ -226,15 +226,12 @@ def _tproxy_chains(config: Config, scope: Scope, own: Mark, captured: Mark) -> t
 
 def _capture(config: Config, scope: Scope, own: Mark, verdict: Verdict) -> tuple[Rule, ...]:
     """The host's own programs: what is exempt returns, of the rest what is in scope meets `verdict`."""
-    excluded = [
-        Match(mark=own),
-        *_exempt(config, scope),
-        *(_from(program, Match()) for program in scope.not_programs),
-    ]
-    included = [
-        _from(program, _to(place)) for place in _places(scope) for program in scope.programs or (Program(),)
-    ]
-    return _rules(excluded, included, verdict)
+    not_programs = [_from(program, Match()) for program in scope.not_programs]
+    programs = scope.programs if scope.programs or scope.commands else (Program(),)
+    return (
+        *_rules([Match(mark=own), *_exempt(config, scope)], _from_each(scope.commands, scope), verdict),
+        *_rules(not_programs, _from_each(programs, scope), verdict),
+    )
 
 
 def _gateway(config: Config, scope: Scope) -> tuple[Rule, ...]:
@@ -269,6 +266,10 @@ def _places(scope: Scope) -> tuple[Place, ...]:
 
 def _to(place: Place) -> Match:
     return Match(destination=place.network, ports=place.ports)
+
+
+def _from_each(programs: Iterable[Program], scope: Scope) -> list[Match]:
+    return [_from(program, _to(place)) for place in _places(scope) for program in programs]
 
 
 def _from(program: Program, match: Match) -> Match:

@@ -33,9 +33,11 @@ class Place:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scope:
-    """Carried is what comes from one of `programs` (empty: from any) and goes to one of `places` (empty: to any),
-    unless it is in a `not_` tuple; and what comes in by the devices `gateway` (a `*` at the end is a wildcard)."""
+    """Carried is what comes from one of `commands` or of `programs` (both empty: from any) and goes to one of
+    `places` (empty: to any), unless it is in a `not_` tuple, where `commands` win over `not_programs`; and what
+    comes in by the devices `gateway` (a `*` at the end is a wildcard)."""
 
+    commands: tuple[Program, ...] = ()
     programs: tuple[Program, ...] = ()
     not_programs: tuple[Program, ...] = ()
     places: tuple[Place, ...] = ()
@@ -50,6 +52,7 @@ class Lookup:
     uid: Callable[[str], int]
     gid: Callable[[str], int]
     cgroup_of_unit: Callable[[str], str]
+    cgroup_of_exec: Callable[[], str]
 
 
 def resolve(table: settings.Scope, lookup: Lookup) -> Scope:
@@ -63,6 +66,7 @@ def resolve(table: settings.Scope, lookup: Lookup) -> Scope:
     not_places = [Place(network=Network.of(IPv4Network(text))) for text in table.not_networks]
     not_places += [Place(ports=_ports(text)) for text in table.not_ports]
     return Scope(
+        commands=(Program(cgroup=lookup.cgroup_of_exec()),) if table.exec else (),
         programs=_programs(table.users, table.groups, table.cgroups, table.units, lookup),
         not_programs=_programs(table.not_users, table.not_groups, table.not_cgroups, table.not_units, lookup),
         places=tuple(places),

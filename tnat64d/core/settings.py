@@ -148,7 +148,7 @@ class Scope:
     """Whose connections are carried; all empty: those of every program on the host, to every IPv4 server.
 
     A connection must fit one of `users`, `groups`, `cgroups`, `units` if any of these is given, and `ports` and
-    `networks` where given, and none of the not_ lists.
+    `networks` where given, and none of the not_ lists. `exec` adds commands of tnat64d exec, whoever runs them.
     """
 
     users: Annotated[_Accounts, "Users, by name or number, whose programs are carried."] = ()
@@ -163,8 +163,21 @@ class Scope:
     not_ports: Annotated[_Ports, "Destination ports that are left alone."] = ()
     networks: Annotated[_Networks, "Destination networks that are carried."] = ()
     not_networks: Annotated[_Networks, "Destination networks that are left alone."] = ()
+    exec: Annotated[
+        bool, "Whether what `tnat64d exec` starts is carried; nothing else is if no user, group, ... is given."
+    ] = False
     gateway: Annotated[
         _Devices, "Interfaces behind which are others (containers, virtual machines) that are carried as well."
+    ] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Exec:
+    """Who, beside root, may have commands carried by tnat64d exec where scope.exec is true."""
+
+    users: Annotated[_Accounts, "Users, by name or number."] = ()
+    groups: Annotated[
+        _Accounts, "Groups, by name or number, whose members may, also as a supplementary group."
     ] = ()
 
 
@@ -190,6 +203,7 @@ class Settings:
     policy: Policy = field(default_factory=Policy)
     rules: Rules = field(default_factory=Rules)
     scope: Scope = field(default_factory=Scope)
+    exec: Exec = field(default_factory=Exec)
     control: Control = field(default_factory=Control)
     log: Log = field(default_factory=Log)
 

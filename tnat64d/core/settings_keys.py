@@ -51,7 +51,10 @@ class Key:
             return self._convert_list(value)
         for kind in self.alternatives():
             # bool is an int to Python, not to a reader; nan fails both comparisons.
-            if isinstance(self.rule, Range) and kind in (int, float):
+            if kind is bool:
+                if isinstance(value, bool):
+                    return value
+            elif isinstance(self.rule, Range) and kind in (int, float):
                 number = isinstance(value, int | kind) and not isinstance(value, bool)
                 if number and self.rule.low <= value <= self.rule.high:
                     return kind(value)
@@ -83,6 +86,8 @@ class Key:
     def _phrase(self, kind: Any) -> str:
         if kind is IPv4Address:
             return "an IPv4 address in quotes"
+        if kind is bool:
+            return "true or false"
         if isinstance(self.rule, Form):
             return self.rule.words
         if isinstance(self.rule, Range) and kind in (int, float):

@@ -26,11 +26,12 @@ from tnat64d.core.config import Config
 from tnat64d.core.reloading import require_reloadable
 from tnat64d.core.settings import Settings
 from tnat64d.daemon import explaining, listening
+from tnat64d.daemon.admission import Admission
 from tnat64d.daemon.control import Answer, ControlServer, Question
 from tnat64d.daemon.healing import Healer
 from tnat64d.daemon.pool import WorkerPool
 from tnat64d.daemon.rules import Rules, RulesThread
-from tnat64d.errors import Tnat64Error
+from tnat64d.errors import Tnat64Error, UnavailableError
 from tnat64d.kernel import original_dst
 from tnat64d.kernel.default_routes import DefaultRouteMonitor
 from tnat64d.kernel.systemd import Notifier
@@ -59,6 +60,7 @@ class Surroundings:
     settings: Settings
     settings_file: str
     load_settings: Callable[[], Settings]
+    admission: Admission
     load_config: Callable[[], Config]
     notifier: Notifier
     verbose: bool
@@ -102,7 +104,15 @@ class _Supervisor:
         self._pool.share(self._rules.begin())
         self._control = ControlServer(
             settings.control.socket,
-            {"status": self._status, "reload": self._reload, "drain": self._drain, "why": self._why},
+            {
+                "status": self._status,
+                "reload": self._reload,
+                "drain": self._drain,
+                "why": self._why,
+                "exec": self._exec,
+                "door": self._door,
+            },
+            for_everybody=("exec",),
         )
 
     async def run(self) -> None:
@@ -111,6 +121,9 @@ class _Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_stop_signal)
         loop.add_signal_handler(signal.SIGHUP, self._hangup.set)
+        admission = self._surroundings.admission
+        lending = admission.start()
+        loop.add_reader(lending, admission.receive)
         try:
             await self._control.start()
             async with asyncio.TaskGroup() as tasks:
@@ -130,6 +143,8 @@ class _Supervisor:
                 await self._control.stop()
                 for sock in self._sockets:
                     sock.close()
+                loop.remove_reader(lending)
+                admission.stop()
         _log.info("stopped")
 
     async def _live(self, tasks: asyncio.TaskGroup, pool: asyncio.Task[None]) -> None:
@@ -240,6 +255,14 @@ class _Supervisor:
         self._stop.set()
         await self._pool.ended.wait()
         return {}
+
+    async def _exec(self, question: Question) -> Answer:
+        if self._state is not _State.SERVING:
+            raise UnavailableError(f"the daemon is {self._state}, it carries no new connections now")
+        return self._surroundings.admission.admit(question)
+
+    async def _door(self, question: Question) -> Answer:
+        return self._surroundings.admission.door()
 
     async def _why(self, question: Question) -> Answer:
         return self._identity() | explaining.answer(question, self._config, self._settings, self._pool)

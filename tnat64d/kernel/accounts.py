@@ -1,4 +1,4 @@
-"""Users, groups and systemd units by name, as `core.scope.Lookup` asks for them.
+"""Users, groups and systemd units by name, as `core.scope.Lookup` asks for them, and for the [exec] table.
 
 Owns looking up. Refuses to own what a scope means. A unit is known by the control group that it has, or will
 have: systemd is asked, and where it does not answer, system.slice is where a service is.
@@ -12,12 +12,13 @@ import subprocess
 
 from tnat64d.core.scope import Lookup
 from tnat64d.errors import ConfigurationError
+from tnat64d.kernel import cgroup
 
 _SYSTEMCTL_TIMEOUT_S = 5.0
 
 
-def lookup(filename: str) -> Lookup:
-    """Looks up for the file `filename`, which its errors name."""
+def lookup(filename: str, table: str = "scope") -> Lookup:
+    """Looks up for `table` of the file `filename`, which its errors name."""
 
     def uid(name: str) -> int:
         if name.isdigit():
@@ -25,7 +26,7 @@ def lookup(filename: str) -> Lookup:
         try:
             return pwd.getpwnam(name).pw_uid
         except KeyError:
-            raise ConfigurationError([f"{filename}: scope: there is no user {name!r} on this host"]) from None
+            raise ConfigurationError([f"{filename}: {table}: there is no user {name!r} on this host"]) from None
 
     def gid(name: str) -> int:
         if name.isdigit():
@@ -33,9 +34,9 @@ def lookup(filename: str) -> Lookup:
         try:
             return grp.getgrnam(name).gr_gid
         except KeyError:
-            raise ConfigurationError([f"{filename}: scope: there is no group {name!r} on this host"]) from None
+            raise ConfigurationError([f"{filename}: {table}: there is no group {name!r} on this host"]) from None
 
-    return Lookup(uid, gid, cgroup_of_unit)
+    return Lookup(uid, gid, cgroup_of_unit, cgroup.of_exec)
 
 
 def cgroup_of_unit(name: str) -> str:

@@ -1,14 +1,20 @@
 """Control groups, version 2: where they are, what identifies one, who is in it.
 
-Owns the paths below the hierarchy's root. Refuses to own why a program is put into one.
+Owns the paths below the hierarchy's root, and the one group that is ours: that of `tnat64d exec`. Refuses to own
+who may be put into it (`daemon.admission`).
+
+Rules hold for the group that had the path when they were made. So ours is one for all commands, is made before
+the rules, and stays as long as there are programs in it: they are carried again by the rules that come next.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from tnat64d.errors import Tnat64Error, UnavailableError
+from tnat64d.errors import PrivilegeError, Tnat64Error, UnavailableError
 
 
 def root(mounts: str = "/proc/self/mounts") -> Path:
@@ -49,3 +55,79 @@ def of_this_process() -> str:
         if line.startswith("0::"):  # cgroups(7)
             return line[3:].strip("/")
     return ""
+
+
+def of_exec() -> str:
+    """The path of the group of `tnat64d exec`: each network namespace has its own, as it has its own rules."""
+    return f"tnat64d.exec-{os.stat('/proc/thread-self/ns/net').st_ino}"
+
+
+@contextmanager
+def made(path: str, *, stays: bool = True) -> Iterator[None]:
+    """With the group `path`. If it was not there before, it goes again where the block fails, or `stays` is False.
+
+    Raises UnavailableError as `root`, and where the hierarchy cannot be written to.
+    """
+    full = root() / path
+    try:
+        full.mkdir(mode=0o755)
+        is_new = True
+    except FileExistsError:
+        is_new = False
+    except OSError as error:
+        raise UnavailableError(
+            f"control group {full} cannot be made: {error.strerror}; scope.exec needs it"
+        ) from None
+    succeeded = False
+    try:
+        yield
+        succeeded = True
+    finally:
+        if is_new and not (succeeded and stays):
+            remove(path)
+
+
+def exists(path: str) -> bool:
+    """Whether there is a group `path`."""
+    try:
+        return (root() / path).is_dir()
+    except UnavailableError:
+        return False
+
+
+def remove(path: str) -> None:
+    """Leave no group `path`, unless there are programs in it (or groups, which they have made)."""
+    with suppress(OSError, UnavailableError):
+        (root() / path).rmdir()
+
+
+def open_door(path: str) -> int:
+    """A descriptor for `move` into the group `path`.
+
+    The kernel asks what who opened it may do, not who uses it (cgroup_procs_write in kernel/cgroup/cgroup.c).
+    Raises PrivilegeError, and UnavailableError where there is no such group.
+    """
+    full = root() / path
+    try:
+        return os.open(full / "cgroup.procs", os.O_WRONLY)
+    except PermissionError:
+        raise PrivilegeError(f"moving programs into the control group {full} needs root") from None
+    except OSError as error:
+        raise UnavailableError(
+            f"control group {full} cannot be entered: {error.strerror}; tnat64d setup or up makes it"
+        ) from None
+
+
+def move(pid: int, door: int) -> None:
+    """Put a process with all its threads into the group of `door`; its children will be born there.
+
+    Raises PrivilegeError, UnavailableError if the process has ended or the group is gone.
+    """
+    if pid <= 0:  # of another PID namespace; and to the kernel 0 is who writes
+        raise UnavailableError("the process is not in the daemon's PID namespace")
+    try:
+        os.write(door, b"%d" % pid)
+    except PermissionError:
+        raise PrivilegeError("moving programs into a control group needs root") from None
+    except OSError as error:
+        raise UnavailableError(f"process {pid} cannot be moved into the control group: {error.strerror}") from None

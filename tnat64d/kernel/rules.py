@@ -8,13 +8,14 @@ Refuses to own what stands (`core.ruleset`) and how it gets there (`kernel.insta
 from __future__ import annotations
 
 import logging
+from contextlib import AbstractContextManager, nullcontext
 
 from tnat64d.core import ruleset, scope
 from tnat64d.core.config import Config
 from tnat64d.core.ruleset import LOOPBACK, OWN_DEVICE, Ruleset
 from tnat64d.core.settings import Mode, Rules, Settings
 from tnat64d.errors import Tnat64Error, UnavailableError
-from tnat64d.kernel import accounts, backends, owned, standing
+from tnat64d.kernel import accounts, backends, cgroup, owned, standing
 from tnat64d.kernel.installation import Installation
 from tnat64d.kernel.owned import OwnedInstallation
 from tnat64d.kernel.standing import Standing
@@ -34,21 +35,29 @@ class StaticRules:
     def install(self, config: Config) -> None:
         """Make the rules for `config` stand, and no others of ours."""
         _require_not_held()
-        self.installation.install(_describe(config, self._settings, self._settings_file, LOOPBACK))
+        with _exec_group(self._settings):
+            self.installation.install(_describe(config, self._settings, self._settings_file, LOOPBACK))
 
     def remove(self) -> None:
         """Leave no rules of ours."""
         _require_not_held()
         self.installation.remove()
+        cgroup.remove(cgroup.of_exec())
 
     def plan(self, config: Config) -> str:
         """What `install` would do now, for a shell; empty if all stands."""
-        plan = self.installation.plan(_describe(config, self._settings, self._settings_file, LOOPBACK))
+        with _exec_group(self._settings, stays=False):  # nft(8) checks that it exists
+            plan = self.installation.plan(_describe(config, self._settings, self._settings_file, LOOPBACK))
+        if self._settings.scope.exec and not cgroup.exists(cgroup.of_exec()):
+            plan = f"mkdir -p {cgroup.root() / cgroup.of_exec()}\n{plan}"
         return f"# backend {self.choice.name}: {self.choice.because}\n{plan}" if plan else ""
 
     def plan_removal(self) -> str:
         """What `remove` does, in words and for a shell; empty if nothing of ours stands."""
-        return self.installation.plan_removal()
+        plan = self.installation.plan_removal()
+        if cgroup.exists(cgroup.of_exec()):
+            plan = f"{plan}\nrmdir {cgroup.root() / cgroup.of_exec()}".lstrip()
+        return plan
 
 
 class HeldRules:
@@ -106,12 +115,14 @@ class HeldRules:
     def install(self, config: Config, settings: Settings) -> None:
         """Make the rules for `config` and `settings` stand, and no others of ours. `begin` came before."""
         device = LOOPBACK if self._owned is None else OWN_DEVICE
-        self._install(_describe(config, settings, self._settings_file, device))
+        with _exec_group(settings):
+            self._install(_describe(config, settings, self._settings_file, device))
 
     def restore(self) -> None:
         """Make what `install` made last stand again."""
         if self._ruleset is not None:
-            self._install(self._ruleset)
+            with _exec_group(self._settings):
+                self._install(self._ruleset)
 
     def lost(self) -> tuple[str, ...]:
         """The parts that do not stand as they did after `install`, by the names that sentences use."""
@@ -142,6 +153,7 @@ class HeldRules:
         if self._owned is not None:
             self._owned.remove()
             self._owned = None
+            cgroup.remove(cgroup.of_exec())
 
     def answer(self) -> bool:
         """Tell those whose packets have come to the device that there is no way. False: the device is gone."""
@@ -214,3 +226,8 @@ def _require_not_held() -> None:
 def _describe(config: Config, settings: Settings, settings_file: str, device: str) -> Ruleset:
     resolved = scope.resolve(settings.scope, accounts.lookup(settings_file))
     return ruleset.describe(config, settings.rules, resolved, settings.proxy.port, device)
+
+
+def _exec_group(settings: Settings, *, stays: bool = True) -> AbstractContextManager[None]:
+    """With the control group that rules for `tnat64d exec` match."""
+    return cgroup.made(cgroup.of_exec(), stays=stays) if settings.scope.exec else nullcontext()
