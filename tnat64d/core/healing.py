@@ -4,7 +4,7 @@ Owns the decision. Refuses to own looking and putting back. Pure: the time is an
 
     state       what was lost                                   becomes
     STANDING    put back at once                                RESTORED
-    RESTORED    put back after 1 s, 2 s, 4 s ... 60 s           RESTORED; CONTESTED after ATTEMPTS in a row
+    RESTORED    put back after 1 s, 2 s, 4 s, 8 s               RESTORED; CONTESTED after ATTEMPTS in a row
     CONTESTED   nothing                                         CONTESTED; RESTORED if other parts are lost by now
     any         nothing is, QUIET_S after the last time         STANDING
     any         rules were made anew (start, reload)            STANDING
@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 ATTEMPTS = 5
-FIRST_DELAY_S, MAX_DELAY_S = 1.0, 60.0
+FIRST_DELAY_S = 1.0
 QUIET_S = 120.0
 
 
 class State(StrEnum):
-    """See the module's table."""
+    """See the module's table; ABSENT and MISSING are for who only watches rules, or waits to restore them."""
 
     ABSENT = "absent"
     STANDING = "standing"
@@ -92,4 +92,4 @@ class Healing:
 
     def _delay_s(self) -> float:
         delay_s: float = FIRST_DELAY_S * 2 ** (self._in_a_row - 1)
-        return min(MAX_DELAY_S, delay_s)
+        return delay_s
