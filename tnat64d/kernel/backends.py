@@ -80,6 +80,19 @@ def iptables_programs(rules: Rules) -> tuple[str, ...]:
     return tuple(programs.values())
 
 
+def in_use() -> tuple[str, ...]:
+    """The backends in which something of ours stands. Raises PrivilegeError, Tnat64Error."""
+    table = ("nftables",) if Nftables.is_supported() and Nftables().stands() else ()
+    return (*table, *(program for program in (LEGACY, NFT) if _has(program) and _has_chains(program)))
+
+
+def _has_chains(program: str) -> bool:
+    try:
+        return any(table.own_chains for table in Iptables(program).saved().values())
+    except Tnat64Error:
+        return False  # a program that does not fit this kernel
+
+
 def _has(program: str) -> bool:
     return shutil.which(f"{program}-restore") is not None and shutil.which(f"{program}-save") is not None
 
@@ -98,14 +111,15 @@ def _name(rules: Rules) -> tuple[str, str]:
     if rules.backend == "nftables":
         return "nftables", "rules.backend asks for it"
     for program in (LEGACY, NFT):
-        if _has_nat_rules(program):
+        if has_nat_rules(program):
             return program, f"this host's NAT rules are {program}'s"
     if Nftables.is_supported():
         return "nftables", "no NAT rules of iptables are here"
     return rules.iptables, "this kernel has no nf_tables"
 
 
-def _has_nat_rules(program: str) -> bool:
+def has_nat_rules(program: str) -> bool:
+    """Whether the host has NAT rules by `program`, ours included."""
     if not _has(program):
         return False
     try:

@@ -261,6 +261,12 @@ class Iptables:
             self._restore(text)
         self._remove_base_chains(saved, Hook)
 
+    def missing(self, ruleset: Ruleset) -> list[str]:
+        """The chains of `ruleset` that do not stand, or to which nothing jumps."""
+        saved = self.saved()
+        jumps = {jump.split()[-1] for table in saved.values() for jump in table.own_jumps}
+        return [CHAINS[chain.hook] for chain in ruleset.chains if CHAINS[chain.hook] not in jumps]
+
     def saved(self) -> dict[str, Table]:
         """What stands now."""
         return parse_saved(self._run("save"))

@@ -36,7 +36,7 @@ class StaticRules:
         """Make the rules for `config` stand, and no others of ours."""
         _require_not_held()
         with _exec_group(self._settings):
-            self.installation.install(_describe(config, self._settings, self._settings_file, LOOPBACK))
+            self.installation.install(describe(config, self._settings, self._settings_file, LOOPBACK))
 
     def remove(self) -> None:
         """Leave no rules of ours."""
@@ -47,7 +47,7 @@ class StaticRules:
     def plan(self, config: Config) -> str:
         """What `install` would do now, for a shell; empty if all stands."""
         with _exec_group(self._settings, stays=False):  # nft(8) checks that it exists
-            plan = self.installation.plan(_describe(config, self._settings, self._settings_file, LOOPBACK))
+            plan = self.installation.plan(describe(config, self._settings, self._settings_file, LOOPBACK))
         if self._settings.scope.exec and not cgroup.exists(cgroup.of_exec()):
             plan = f"mkdir -p {cgroup.root() / cgroup.of_exec()}\n{plan}"
         return f"# backend {self.choice.name}: {self.choice.because}\n{plan}" if plan else ""
@@ -116,7 +116,7 @@ class HeldRules:
         """Make the rules for `config` and `settings` stand, and no others of ours. `begin` came before."""
         device = LOOPBACK if self._owned is None else OWN_DEVICE
         with _exec_group(settings):
-            self._install(_describe(config, settings, self._settings_file, device))
+            self._install(describe(config, settings, self._settings_file, device))
 
     def restore(self) -> None:
         """Make what `install` made last stand again."""
@@ -223,7 +223,8 @@ def _require_not_held() -> None:
         raise Tnat64Error("a running tnat64d holds its own rules here: stop it, and they go with it")
 
 
-def _describe(config: Config, settings: Settings, settings_file: str, device: str) -> Ruleset:
+def describe(config: Config, settings: Settings, settings_file: str, device: str) -> Ruleset:
+    """What must stand on `device` for both files. Raises ConfigurationError (scope)."""
     resolved = scope.resolve(settings.scope, accounts.lookup(settings_file))
     return ruleset.describe(config, settings.rules, resolved, settings.proxy.port, device)
 
