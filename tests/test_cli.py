@@ -15,7 +15,7 @@ from tnat64d import __version__
 
 pytestmark = pytest.mark.netns("iptables-nft", "iptables-legacy", "nft")
 
-COMMANDS = ("up", "serve", "exec", "setup", "teardown", "check", "why", "status", "reload", "drain")
+COMMANDS = ("up", "serve", "exec", "setup", "teardown", "check", "why", "doctor", "status", "reload", "drain")
 EXAMPLE = """\
 local = 10.0.0.0/255.0.0.0
 nat64_prefix = 64:ff9b::

@@ -1,6 +1,6 @@
 """The shape of the package: which way imports point, what is pure, that every room has a sign and a test.
 
-    cli → daemon → proxy → kernel → core → errors     a layer imports from itself and from those after it
+    cli → doctor → daemon → proxy → kernel → core → errors     a layer imports from itself and from those after it
 
 Read from the syntax trees, so that an import inside a function counts as well.
 """
@@ -13,7 +13,17 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "tnat64d"
 
-LAYERS = ("__main__", "cli", "daemon", "proxy", "kernel", "core", "errors", "")  # "": tnat64d/__init__.py
+LAYERS = (
+    "__main__",
+    "cli",
+    "doctor",
+    "daemon",
+    "proxy",
+    "kernel",
+    "core",
+    "errors",
+    "",
+)  # "": tnat64d/__init__.py
 
 # The standard library that neither does I/O, nor reads a clock, nor depends on the machine.
 PURE = {

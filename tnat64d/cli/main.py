@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from tnat64d import __version__
-from tnat64d.cli import check, daemon, launch, rules, running, why
+from tnat64d.cli import check, daemon, doctor, launch, rules, running, why
 from tnat64d.cli.arguments import Parser
 from tnat64d.errors import ConfigurationError, Tnat64Error
 
@@ -24,6 +24,7 @@ Lets IPv4-only programs on an IPv6-only host reach IPv4 servers through the netw
 Try it (as root; Ctrl-C undoes everything):   tnat64d up
 As a service:                                 systemctl enable --now tnat64d
 See which way a host goes:                    tnat64d check -t 198.51.100.10:443
+Something does not work:                      tnat64d doctor
 """
 
 _EPILOG = """\
@@ -94,6 +95,6 @@ def parser() -> Parser:
     whole = Parser("tnat64d", description=_DESCRIPTION, epilog=_EPILOG)
     whole.add_argument("--version", action="version", version=f"tnat64d {__version__}")
     commands = whole.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
-    for module in (daemon, launch, rules, check, why, running):
+    for module in (daemon, launch, rules, check, why, doctor, running):
         module.add_to(commands)
     return whole

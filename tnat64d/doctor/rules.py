@@ -1,0 +1,170 @@
+"""Checks of what stands in the kernel: our rules, and other people's that get in their way."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterator
+
+from tnat64d.core.config import Config
+from tnat64d.core.findings import fail, ok, warn
+from tnat64d.core.ruleset import LOOPBACK, OWN_DEVICE, Mark, Ruleset
+from tnat64d.core.settings import Mode
+from tnat64d.doctor.subject import Findings, Subject
+from tnat64d.kernel import backends as kernel_backends
+from tnat64d.kernel import firewall, owned, routes, routing
+from tnat64d.kernel.iptables import Iptables
+from tnat64d.kernel.rules import describe
+
+
+def rules(subject: Subject) -> Findings:
+    """Rules of ours that are missing, there twice, or left behind by a daemon that has gone."""
+    standing = kernel_backends.in_use()
+    if subject.daemon is None:
+        yield from _left_behind(subject, standing)
+        return
+    held = owned.is_held()
+    if not standing:
+        yield fail("no rules stand: the daemon gets no connections", subject.restoring)
+        return
+    if len(standing) > 1:
+        again = f"{subject.command('teardown')} && {subject.command('setup')}"
+        yield fail(f"rules of ours stand in {' and in '.join(standing)}: a packet meets them twice", again)
+        return
+    ruleset = _wanted(subject, OWN_DEVICE if held else LOOPBACK)
+    missing = _missing(ruleset)
+    if missing:
+        yield fail(f"missing of our routing: {'; '.join(missing)}", subject.restoring)
+    unused = [] if standing[0] == "nftables" else Iptables(standing[0]).missing(ruleset)
+    for chain in unused:
+        yield fail(f"no packet comes to the chain {chain} of {standing[0]}", subject.restoring)
+    if not missing and not unused:
+        whose = f"held by the daemon (pid {subject.daemon['pid']})" if held else "until teardown"
+        yield ok(f"{standing[0]}, routing table {subject.settings.rules.table}, {whose}")
+
+
+def _missing(ruleset: Ruleset) -> list[str]:
+    """Without an address to send from the kernel deletes the route, too: the check of the address tells that."""
+    commands = [command.removeprefix("ip -4 ").replace(" add ", " ", 1) for command in routes.missing(ruleset)]
+    has_address = any(not address.is_loopback for _, address in routing.ipv4_addresses())
+    return [command for command in commands if has_address or command.startswith("rule ")]
+
+
+def _left_behind(subject: Subject, standing: tuple[str, ...]) -> Findings:
+    commands = routes.removal_commands()
+    if standing or any(" rule " not in command for command in commands):
+        sentence = "rules stand and no daemon runs: IPv4 connections are refused"
+        yield fail(sentence, subject.command("teardown"))
+    elif commands:
+        yield warn(
+            "routing rules of a daemon that was killed are left, without effect", subject.command("teardown")
+        )
+    else:
+        yield ok("none stand, as no daemon runs")
+
+
+def _wanted(subject: Subject, device: str) -> Ruleset:
+    return describe(subject.config or Config(), subject.settings, subject.settings_file, device)
+
+
+def backends(subject: Subject) -> Findings:
+    """NAT rules by iptables-legacy beside others by iptables-nft: each packet meets both."""
+    mixed = [name for name in (kernel_backends.LEGACY, kernel_backends.NFT) if kernel_backends.has_nat_rules(name)]
+    if len(mixed) > 1:
+        yield warn(
+            f"this host's NAT rules are in {' and in '.join(mixed)}: a packet meets both",
+            "iptables-legacy-save -t nat | iptables-nft-restore --noflush && iptables-legacy -t nat -F",
+        )
+    else:
+        choice = kernel_backends.choose(subject.settings.rules)
+        yield ok(f"setup takes {choice.name}: {choice.because}")
+
+
+def marks(subject: Subject) -> Findings:
+    """Somebody else's rule that takes the daemon's connections for his own, or his packets for the daemon's."""
+    ruleset = _wanted(subject, LOOPBACK)
+    chosen = subject.settings.rules
+    used = [Mark(chosen.mark, chosen.mark_mask)]
+    used += [ruleset.captured] if chosen.mode is Mode.TPROXY else []
+    places = list(_collisions(used))
+    if chosen.mode is Mode.TPROXY:
+        places += _connection_marks()
+    for place in places:
+        yield warn(
+            f"{place} uses our mark {used[0]}, or all bits of the mark",
+            f"set rules.mark to a free one in {subject.settings_file}, then restart tnat64d",
+        )
+    if not places:
+        yield ok(f"nobody else uses {' or '.join(map(str, used))}")
+
+
+def _collisions(used: list[Mark]) -> Iterator[str]:
+    for rule in routing.mark_rules():
+        if any(_collide(own, rule.mark) for own in used):
+            yield f"the routing rule {rule.priority} (fwmark {rule.mark})"
+    seen = set()
+    for program, text in firewall.listings().items():
+        for mark, line in firewall.marks(text):
+            # What iptables-nft made is also in the listing of nft.
+            if mark not in seen and any(_collide(own, mark) for own in used):
+                seen.add(mark)
+                yield f"a rule of {program} ({line})"
+
+
+def _collide(own: Mark, other: Mark) -> bool:
+    """Whether `other` matches what we mark with `own`, or sets what looks like it."""
+    return other.value != 0 and (own.value & other.mask == other.value or other.value & own.mask == own.value)
+
+
+def _connection_marks() -> list[str]:
+    """Saving or restoring the whole mark takes that of TPROXY mode away, or puts it where it does not belong."""
+    pattern = re.compile(
+        r"-j CONNMARK --(?:save|restore)-mark.*|ct mark set (?:meta )?mark\b|meta mark set ct mark\b"
+    )
+    found = [(program, pattern.search(text)) for program, text in firewall.listings().items()]
+    return [f"a rule of {program} ({match.group()})" for program, match in found if match][:1]
+
+
+def default(subject: Subject) -> Findings:
+    """An `unreachable default` of somebody's, which is asked before our route."""
+    route = routing.refusing_default()
+    if route is None:
+        yield ok("no default route of main is in the way")
+    else:
+        yield fail(f"an IPv4 route answers before ours is asked: {route}", f"ip -4 route del {route}")
+
+
+def gateway(subject: Subject) -> Findings:
+    """A firewall that drops what comes from gateway interfaces to the listener, or an interface without IPv4."""
+    devices, port = subject.settings.scope.gateway, subject.settings.proxy.port
+    if not devices:
+        yield ok("no gateway interfaces are asked for")
+        return
+    having = [device for device, _ in routing.ipv4_addresses()]
+    without = [device for device in devices if not fnmatch.filter(having, device)]
+    for device in without:
+        yield warn(
+            f"no interface {device} with an IPv4 address is here", f"ip address add ADDRESS/24 dev {device}"
+        )
+    listing = firewall.listings()
+    dropping = [] if firewall.accepts(listing, port) else list(firewall.dropping_inputs(listing))
+    for place in dropping:
+        yield warn(
+            f"{place}, drops what gateway interfaces send to port {port}",
+            _opening(place, "".join(listing.values()), devices[0], port),
+        )
+    if not without and not dropping:
+        yield ok(f"port {port} is open to {', '.join(devices)}")
+
+
+def _opening(place: str, listing: str, device: str, port: int) -> str:
+    """The command that lets the listener's port in, of whoever manages the rules."""
+    if "ufw-" in listing:
+        return f"ufw allow in on {device} to any port {port} proto tcp"
+    if "firewalld" in place:
+        return f"firewall-cmd --zone=trusted --add-interface={device}"
+    if place.startswith("nft"):
+        _, family, table, _, chain = place.replace(",", "").replace("table ", "").split()
+        return f"nft insert rule {family} {table} {chain} iifname {device} tcp dport {port} accept"
+    program = place.partition(",")[0]
+    return f"{program} -I INPUT -i {device.replace('*', '+')} -p tcp --dport {port} -j ACCEPT"
