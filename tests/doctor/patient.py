@@ -15,6 +15,9 @@ from tests.lab import IdealNat64Lab, Namespace, nat64_address
 from tests.lab.daemon import PROGRAM, Daemon, Tables, run_cli
 
 WELL_KNOWN = nat64_address("192.0.0.170")
+SILENCE = "silence"
+"""For a name server that does not answer."""
+
 _STOP = b"stop"
 
 Faults = dict[str, str]
@@ -85,7 +88,7 @@ def patient(
     """A host that is well. `answer`: the AAAA record that its DNS64 has for ipv4only.arpa."""
     directory = lab.directory / "etc"
     directory.mkdir()
-    (directory / "resolv.conf").write_text("nameserver ::1\noptions timeout:1 attempts:1\n")
+    (directory / "resolv.conf").write_text("nameserver ::1\noptions timeout:20 attempts:1\n")
     (directory / "nsswitch.conf").write_text("passwd: files\ngroup: files\nhosts: dns\n")
     command = "serve" if is_static else "up"
     daemon = Daemon(lab.client, lab.directory, command=command, settings=settings, leaves_kernel_as_found=False)
@@ -115,6 +118,8 @@ def dns64(host: Namespace, answer: str | None) -> Iterator[None]:
 
 def _serve(server: socket.socket, answer: str | None) -> None:
     while (asked := server.recvfrom(512))[0] != _STOP:
+        if answer == SILENCE:
+            continue
         question, client = asked
         end = question.index(b"\0", 12) + 5
         is_known = answer is not None and question[end - 4 : end - 2] == b"\0\x1c"

@@ -8,7 +8,7 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from tests.doctor.patient import Patient, patient, sh
+from tests.doctor.patient import SILENCE, Patient, patient, sh
 from tests.kernel.bare_host import ip
 from tests.lab import CLIENT_V6, ROUTER_V6, SERVER_V4, IdealNat64Lab, Namespace, Port
 from tests.lab.daemon import dial, echo
@@ -99,6 +99,13 @@ def test_ipv6_that_is_switched_off_is_found(host: Patient) -> None:
 def test_a_network_without_dns64_is_found(ideal_lab: IdealNat64Lab) -> None:
     with patient(ideal_lab, answer=None) as host:
         assert host.faults().keys() == {"dns64"}
+
+
+def test_a_resolver_that_does_not_answer_is_not_waited_for(ideal_lab: IdealNat64Lab) -> None:
+    with patient(ideal_lab, answer=SILENCE) as host:
+        assert host.faults() == {
+            "dns64": "warn: no DNS64 gives ipv4only.arpa an IPv6 address: no answer within 3 s"
+        }
 
 
 def test_a_dns64_of_another_prefix_is_found_and_the_remedy_names_it(ideal_lab: IdealNat64Lab) -> None:
