@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tnat64d.core.config import ALWAYS_LOCAL, Config, Way, parse
+from tnat64d.core.config import ALWAYS_LOCAL, Config, Network, Way, parse
 from tnat64d.core.ruleset import (
     CAPTURED_PRIORITY,
     FALLBACK_PRIORITY,
+    HOLD_BITS,
     OWN_ATTEMPTS_PRIORITY,
     Chain,
     Hook,
@@ -22,7 +23,7 @@ from tnat64d.core.ruleset import (
     Verdict,
     describe,
 )
-from tnat64d.core.scope import Scope
+from tnat64d.core.scope import Place, Scope
 from tnat64d.core.settings import Mode, Rules
 
 PORT = 7000
@@ -44,6 +45,8 @@ class Packet:
     connection_mark: int = 0
     is_syn: bool = True
     is_own: bool = False
+    port: int = 443
+    source_port: int = 40000
 
     def meets(self, match: Match) -> bool:
         return (
@@ -55,11 +58,17 @@ class Packet:
             and (match.mark is None or self.mark & match.mark.mask == match.mark.value)
             and (match.connection_mark is None or self.connection_mark == match.connection_mark.value)
             and (not match.begins_connection or self.is_syn)
+            and (match.ports is None or match.ports[0] <= self.port <= match.ports[1])
+            and match.source_port_bits in (None, self.source_port & HOLD_BITS)
         )
 
 
 def ruleset(mode: Mode, config: Config = CONFIG) -> Ruleset:
     return describe(config, Rules(mode=mode), Scope(), PORT)
+
+
+def honest_ruleset(mode: Mode, *places: Place, scope: Scope | None = None) -> Ruleset:
+    return describe(CONFIG, Rules(mode=mode, queue=100), scope or Scope(), PORT, honest=places)
 
 
 def chain(rules: Ruleset, hook: Hook) -> Chain:
@@ -70,7 +79,7 @@ def chain(rules: Ruleset, hook: Hook) -> Chain:
 def verdicts(chain: Chain, packet: Packet) -> list[Verdict]:
     """What `packet` meets there, up to the first that ends its way through the chain."""
     met: list[Verdict] = []
-    for rule in chain.rules if packet.meets(chain.entry) else ():
+    for rule in chain.rules if any(map(packet.meets, chain.entries)) else ():
         if packet.meets(rule.match):
             met.append(rule.verdict)
             if rule.verdict is not Verdict.MARK_CONNECTION:
@@ -208,3 +217,65 @@ def test_the_captured_mark_is_neither_nothing_nor_the_daemons_own(mask: int, dat
 
 def test_a_mark_is_shown_as_iptables_and_ip_take_it() -> None:
     assert str(Mark(0x64, 0xFF)) == "0x64/0xff"
+
+
+def held_packet(rules: Ruleset, mode: Mode) -> Packet:
+    """As it comes to the hold chain."""
+    return Packet(mark=rules.captured.value) if mode is Mode.TPROXY else Packet()
+
+
+def test_plain_connects_are_not_held(mode: Mode) -> None:
+    held = {Hook.HOLD_OUTPUT, Hook.HOLD_PREROUTING}
+    assert not held & {chain.hook for chain in ruleset(mode).chains}
+
+
+def test_a_held_syn_goes_to_the_queue_of_its_source_port(mode: Mode) -> None:
+    rules = honest_ruleset(mode)
+    packet = held_packet(rules, mode)
+    queues = []
+    for port in range(40000, 40032):
+        (queue, *_) = (
+            rule.queue
+            for rule in chain(rules, Hook.HOLD_OUTPUT).rules
+            if replace(packet, source_port=port).meets(rule.match)
+        )
+        queues.append(queue)
+    assert queues == [100 + (port >> 1) % 8 for port in range(40000, 40032)]
+
+
+def test_what_is_captured_is_held_and_nothing_else() -> None:
+    rules = honest_ruleset(Mode.REDIRECT)
+    own = Packet(mark=Rules().mark)
+    local = [Packet(IPv4Address(text)) for text in ("10.1.2.3", "127.0.0.1", "192.168.7.1")]
+    packets = [Packet(), own, Packet(is_own=True), *local]
+    for packet in packets:
+        is_held = verdicts(chain(rules, Hook.HOLD_OUTPUT), packet) == [Verdict.QUEUE]
+        assert is_held == is_captured(rules, Mode.REDIRECT, packet), packet
+    assert verdicts(chain(rules, Hook.HOLD_OUTPUT), Packet(is_syn=False)) == []
+
+
+def test_in_tproxy_mode_what_was_marked_is_held() -> None:
+    rules = honest_ruleset(Mode.TPROXY)
+    assert verdicts(chain(rules, Hook.HOLD_OUTPUT), Packet(mark=rules.captured.value)) == [Verdict.QUEUE]
+    assert verdicts(chain(rules, Hook.HOLD_OUTPUT), Packet()) == []
+    hooks = [chain.hook for chain in rules.chains]
+    assert hooks.index(Hook.MARK_OUTPUT) < hooks.index(Hook.HOLD_OUTPUT), "one is appended after the other"
+
+
+def test_only_connects_to_named_places_are_held(mode: Mode) -> None:
+    network = Network.of(IPv4Network("198.51.100.0/24"))
+    rules = honest_ruleset(mode, Place(ports=(80, 80)), Place(network=network, ports=(443, 443)))
+    packet = held_packet(rules, mode)
+    elsewhere = IPv4Address("203.0.113.1")
+    held = [packet, replace(packet, port=80), replace(packet, destination=elsewhere, port=80)]
+    plain = [replace(packet, port=22), replace(packet, destination=elsewhere)]
+    assert [verdicts(chain(rules, Hook.HOLD_OUTPUT), each) for each in held] == [[Verdict.QUEUE]] * 3
+    assert [verdicts(chain(rules, Hook.HOLD_OUTPUT), each) for each in plain] == [[]] * 2
+
+
+def test_those_behind_a_gateway_are_held_where_they_come_in() -> None:
+    rules = honest_ruleset(Mode.REDIRECT, scope=Scope(gateway=("docker0",)))
+    hold = chain(rules, Hook.HOLD_PREROUTING)
+    assert verdicts(hold, Packet(in_device="docker0")) == [Verdict.QUEUE]
+    assert verdicts(hold, Packet(in_device="eth0")) == []
+    assert verdicts(hold, Packet(IPv4Address("10.1.2.3"), in_device="docker0")) == [Verdict.RETURN]

@@ -121,7 +121,7 @@ def test_the_bounds_of_a_range_belong_to_it(key: str, low: str, high: str) -> No
         ("proxy.idle_timeout_s = inf", "is inf, must be a number from 0 to 31536000"),
         ("proxy.fallback_delay_s = 0.01", "is 0.01, must be a number from 0.05 to 31536000"),
         ('proxy.loop = "uvlop"', 'proxy.loop: is "uvlop", must be "uvloop" or "asyncio"'),
-        ('proxy.connect = "honest"', 'proxy.connect: is "honest", must be "plain"'),
+        ('proxy.connect = "slow"', 'proxy.connect: is "slow", must be "plain" or "honest"'),
         ('policy.sticky_scope = "host"', 'must be "global" or "prefix" or "destination"'),
         ("policy.sticky_scope = 1", 'is 1, must be "global" or "prefix" or "destination"'),
         ("rules.mark = 0", "rules.mark: is 0x0, must be an integer from 0x1 to 0xffffffff"),
@@ -200,6 +200,22 @@ def test_an_unknown_name_is_told_with_the_nearest_and_all_valid_ones(line: str, 
         (
             'scope.networks = ["10.0.0.1/8"]',
             'scope.networks: holds "10.0.0.1/8", which is no network: 10.0.0.1/8 has host bits set',
+        ),
+        (
+            'proxy.connect = "honest"\nproxy.workers = 9',
+            'proxy.workers: is 9, must be at most 8 with connect = "honest"',
+        ),
+        (
+            'proxy.honest_ports = ["80"]',
+            'proxy.honest_ports: has no effect with connect = "plain", must be left out or go with "honest"',
+        ),
+        (
+            'proxy.connect = "honest"\nproxy.honest_ports = ["0"]',
+            'proxy.honest_ports: holds "0", must hold ports from 1 to 65535, the lower one first',
+        ),
+        (
+            'proxy.connect = "honest"\nproxy.honest_networks = ["10.0.0.1/8"]',
+            'proxy.honest_networks: holds "10.0.0.1/8", which is no network: 10.0.0.1/8 has host bits set',
         ),
         (
             'rules.mode = "tproxy"\nscope.gateway = ["docker0"]',

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Sequence
+from ipaddress import IPv4Network
 
 from tests.lab import Lab, Namespace
-from tnat64d.core.config import parse
+from tnat64d.core.config import Network, parse
 from tnat64d.core.ruleset import Ruleset, describe
-from tnat64d.core.scope import Scope
+from tnat64d.core.scope import Place, Scope
 from tnat64d.core.settings import Mode, Rules
 from tnat64d.kernel.backends import Backend
 from tnat64d.kernel.iptables import Iptables
@@ -42,6 +43,16 @@ def ruleset(mode: Mode = Mode.REDIRECT, **settings: object) -> Ruleset:
     return describe(CONFIG, Rules(mode=mode, **settings), Scope(), PORT)  # type: ignore[arg-type]
 
 
+HONEST = (Place(ports=(80, 80)), Place(network=Network.of(IPv4Network("203.0.113.0/24")), ports=(8000, 8100)))
+"""Where to connects are honest in `honest_ruleset`."""
+
+
+def honest_ruleset(mode: Mode = Mode.REDIRECT, honest: tuple[Place, ...] = HONEST) -> Ruleset:
+    """The same with honest connects, and, where it can be, a gateway."""
+    scope = Scope(gateway=("docker0",) if mode is Mode.REDIRECT else ())
+    return describe(CONFIG, Rules(mode=mode), scope, PORT, honest=honest)
+
+
 def backend(name: str) -> Backend:
     """The backend `name`: nftables, or an iptables."""
     return Nftables() if name == "nftables" else Iptables(name)
@@ -64,7 +75,9 @@ def standing(host: Namespace) -> dict[str, str]:
 
 def own_traces(host: Namespace) -> list[str]:
     """The lines of `standing` that are tnat64d's."""
-    is_own = re.compile(r"TNAT64D|proto 64\b|lo:tnat64d|lookup 6464|ip tnat64d|redirect-output|guard-output")
+    is_own = re.compile(
+        r"TNAT64D|proto 64\b|lo:tnat64d|lookup 6464|ip tnat64d|redirect-output|guard-output|hold-output"
+    )
     return [line for text in standing(host).values() for line in text.splitlines() if is_own.search(line)]
 
 

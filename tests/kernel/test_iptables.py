@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel.bare_host import own_traces, ruleset, run_python, standing
+from tests.kernel.bare_host import honest_ruleset, own_traces, ruleset, run_python, standing
 from tests.lab import Namespace
 from tnat64d.core.ruleset import Hook
 from tnat64d.core.settings import Mode
@@ -120,6 +120,33 @@ def test_installing_again_changes_nothing(busy_host: Namespace, program: str, mo
     once = standing(busy_host)
     install(busy_host, program, mode)
     assert standing(busy_host) == once
+
+
+def test_held_packets_go_to_the_queues_for_each_honest_place(
+    busy_host: Namespace, program: str, mode: Mode
+) -> None:
+    before = standing(busy_host)
+    for _ in range(2):  # a second time changes nothing
+        busy_host.call(Iptables(program).install, honest_ruleset(mode))
+        shown = busy_host.run([f"{program}-save", "-t", "mangle"]).stdout
+        assert re.findall(r"--queue-num (\d+) --queue-bypass", shown)[:8] == [str(6464 + n) for n in range(8)]
+        (*_, first, second) = [line for line in shown.splitlines() if line.startswith("-A OUTPUT")]
+        assert re.search("--dport 80 .*-j TNAT64D-HOLD$", first)
+        assert re.search("-d 203.0.113.0/24 .*--dport 8000:8100 .*-j TNAT64D-HOLD$", second)
+        assert ("-j TNAT64D-HOLD-GATEWAY" in shown) == (mode is Mode.REDIRECT)
+    install(busy_host, program, mode)
+    assert "HOLD" not in busy_host.run([f"{program}-save"]).stdout
+    remove(busy_host, program)
+    assert standing(busy_host) == before
+
+
+@pytest.mark.parametrize("program", ["iptables-nft"])
+def test_base_chains_of_held_packets_go_with_them(host: Namespace, program: str, mode: Mode) -> None:
+    install(host, program, mode)
+    plain = standing(host)
+    host.call(Iptables(program).install, honest_ruleset(mode))
+    install(host, program, mode)
+    assert standing(host) == plain
 
 
 @pytest.mark.parametrize(("first", "second"), [(Mode.REDIRECT, Mode.TPROXY), (Mode.TPROXY, Mode.REDIRECT)])

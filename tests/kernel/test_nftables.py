@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel.bare_host import CONFIG, PORT, ruleset, standing
+from tests.kernel.bare_host import CONFIG, HONEST, PORT, honest_ruleset, ruleset, standing
 from tests.lab import Namespace
 from tnat64d.core.config import Network
 from tnat64d.core.ruleset import OWN_DEVICE, Match, Rule, Ruleset, Verdict, describe
@@ -66,6 +66,29 @@ def test_what_netlink_makes_is_what_the_text_makes(host: Namespace, mode: Mode, 
     assert_netlink_makes_what_the_text_says(host, scoped(mode, SCOPES[name]))
 
 
+@pytest.mark.parametrize("honest", [(), HONEST], ids=["everywhere", "somewhere"])
+def test_held_packets_go_to_the_queues_that_the_text_says(
+    host: Namespace, mode: Mode, honest: tuple[Place, ...]
+) -> None:
+    """Compared by eye where nft(8) cannot load the text: this kernel may have the queues of xtables alone."""
+    wanted = honest_ruleset(mode, honest)
+    host.call(Nftables().install, wanted)
+    queue = re.compile(r"queue (num \d+ bypass|flags bypass to \d+)")
+    numbers = [re.findall(r"\d+", words)[0] for words in queue.findall(listed(host))]
+    assert numbers == [re.findall(r"\d+", words)[0] for words in queue.findall(render(wanted))]
+    assert len(numbers) == (16 if mode is Mode.REDIRECT else 8)
+    assert listed(host).count("tcp sport & 14 == ") == len(numbers)
+    assert listed(host).count("jump hold-output-rules") == (len(honest) or 1)
+    host.call(Nftables().remove)
+    assert tables(host) == []
+
+
+def test_the_plan_of_held_packets_changes_nothing(host: Namespace) -> None:
+    before = standing(host)
+    assert "queue flags bypass to 6471" in host.call(Nftables().plan, honest_ruleset())
+    assert standing(host) == before
+
+
 def test_on_a_device_of_its_own_there_is_no_guard(host: Namespace) -> None:
     wanted = scoped(Mode.REDIRECT, Scope(), OWN_DEVICE)
     assert_netlink_makes_what_the_text_says(host, wanted)
@@ -109,7 +132,7 @@ def test_a_table_that_the_kernel_refuses_leaves_the_one_before(host: Namespace) 
     before = standing(host)
     (first, *rest) = ruleset().chains
     # A redirect is refused outside of nat chains: the last chain, when all else was taken already.
-    wrong = type(rest[-1])(rest[-1].hook, Match(), (Rule(Match(), Verdict.REDIRECT),))
+    wrong = type(rest[-1])(rest[-1].hook, (Match(),), (Rule(Match(), Verdict.REDIRECT),))
     broken = scoped(Mode.TPROXY, Scope())
     with pytest.raises(Tnat64Error, match="nf_tables refused"):
         host.call(
@@ -160,7 +183,7 @@ def test_the_plan_changes_nothing_and_run_by_a_shell_makes_what_install_makes(ho
 
 def test_a_plan_that_nft_does_not_like_is_told_with_its_words(host: Namespace) -> None:
     (first, *_) = ruleset().chains
-    wrong = type(first)(first.hook, first.entry, (Rule(Match(in_device='"'), Verdict.RETURN),))
+    wrong = type(first)(first.hook, first.entries, (Rule(Match(in_device='"'), Verdict.RETURN),))
     broken = ruleset()
     with pytest.raises(Tnat64Error, match="nft -c refused the table"):
         host.call(

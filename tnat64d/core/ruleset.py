@@ -15,11 +15,16 @@ In TPROXY mode the capture chain marks instead, rule 32765 sends what is marked 
 route), and the divert chain hands it to the listener there (Documentation/networking/tproxy.rst). Every packet
 must be marked, so conntrack remembers the connections whose SYN was captured: the answers of this host's own
 servers, and connections older than the rules, stay on their way.
+
+Where connects are honest, the hold chain hands the SYNs of what will be captured to the daemon first, which gives
+each back when it knows the answer. It comes before anybody's destination NAT, as only there a SYN still shows the
+destination to dial; and it has a base chain of its own, so that without a daemon (or with a full queue) a SYN goes
+on as if there were no such chain.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
 from ipaddress import IPv4Address
@@ -39,6 +44,11 @@ LOOPBACK = "lo"
 OWN_DEVICE = "tnat64d"
 """The TUN device of an owned ruleset."""
 
+QUEUES = 8
+HOLD_BITS = 0b1110
+"""Held SYNs are spread over so many queues by these bits of their source port. Not by the lowest: connect() is
+given an even port as long as there is one (net/ipv4/inet_hashtables.c, __inet_hash_connect)."""
+
 CAPTURED_PRIORITY = 32765
 OWN_ATTEMPTS_PRIORITY = 32768
 FALLBACK_PRIORITY = 32769
@@ -48,17 +58,21 @@ FALLBACK_PRIORITY = 32769
 class Hook(Enum):
     """Where a chain is hooked, as (table, chain) of the iptables names, and whether before or after others.
 
-    Capture and divert come last, so that other people's destination NAT and exceptions win. The guard comes
+    Capture, divert and hold come last, so that other people's destination NAT and exceptions win. The guard comes
     first: it looks only at our own address on lo, and a customary `-o lo -j ACCEPT` would hide it.
     """
 
-    REDIRECT_OUTPUT = ("nat", "OUTPUT", False)
-    REDIRECT_PREROUTING = ("nat", "PREROUTING", False)
-    MARK_OUTPUT = ("mangle", "OUTPUT", False)
-    DIVERT_PREROUTING = ("mangle", "PREROUTING", False)
-    GUARD_OUTPUT = ("filter", "OUTPUT", True)
+    REDIRECT_OUTPUT = ("redirect", "nat", "OUTPUT", False)
+    REDIRECT_PREROUTING = ("redirect", "nat", "PREROUTING", False)
+    MARK_OUTPUT = ("mark", "mangle", "OUTPUT", False)
+    DIVERT_PREROUTING = ("divert", "mangle", "PREROUTING", False)
+    GUARD_OUTPUT = ("guard", "filter", "OUTPUT", True)
+    HOLD_OUTPUT = ("hold", "mangle", "OUTPUT", False)
+    HOLD_PREROUTING = ("hold", "mangle", "PREROUTING", False)
 
-    def __init__(self, table: str, chain: str, before_others: bool) -> None:
+    def __init__(self, purpose: str, table: str, chain: str, before_others: bool) -> None:
+        """`purpose` keeps apart those in one place; equal values would be one member (enum, aliases)."""
+        self.purpose = purpose
         self.table = table
         self.chain = chain
         self.before_others = before_others
@@ -73,6 +87,7 @@ class Verdict(Enum):
     MARK_CONNECTION = "mark-connection"
     TPROXY = "tproxy"
     RESET = "reset"
+    QUEUE = "queue"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +103,10 @@ class Mark:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Match:
-    """All given conditions hold, for a TCP packet over IPv4."""
+    """All given conditions hold, for a TCP packet over IPv4.
+
+    `ports`: of the destination, first and last; `source_port_bits`: what HOLD_BITS select of the source port.
+    """
 
     destination: Network | None = None
     destination_is_own: bool = False
@@ -99,6 +117,7 @@ class Match:
     connection_mark: Mark | None = None
     begins_connection: bool = False
     ports: tuple[int, int] | None = None
+    source_port_bits: int | None = None
     uid: int | None = None
     gid: int | None = None
     cgroup: str | None = None
@@ -106,18 +125,19 @@ class Match:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One packet rule."""
+    """One packet rule. `queue`: the number that Verdict.QUEUE names."""
 
     match: Match
     verdict: Verdict
+    queue: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """An own chain, the condition under which it is entered, and its rules in order."""
+    """An own chain, the conditions under each of which it is entered, and its rules in order."""
 
     hook: Hook
-    entry: Match
+    entries: tuple[Match, ...]
     rules: tuple[Rule, ...]
 
 
@@ -162,16 +182,28 @@ class Ruleset:
     chains: tuple[Chain, ...]
 
 
-def describe(config: Config, rules: Rules, scope: Scope, port: int, device: str = LOOPBACK) -> Ruleset:
+def describe(
+    config: Config,
+    rules: Rules,
+    scope: Scope,
+    port: int,
+    device: str = LOOPBACK,
+    honest: tuple[Place, ...] | None = None,
+) -> Ruleset:
     """What must stand for `config`, `rules` and `scope` while the daemon listens on `port`.
 
     `device`: lo, or the daemon's own, which answers what was not captured and needs no guard chain.
+    `honest`: where to connects are honest: None for nowhere, empty for everywhere.
     """
     own = Mark(rules.mark, rules.mark_mask)
     captured = _second_mark(own)
     tproxy = rules.mode is Mode.TPROXY
     on_loopback = device == LOOPBACK
     chains = (_tproxy_chains if tproxy else _redirect_chains)(config, scope, own, captured)
+    if honest is not None:
+        held = _held_after_marking(captured, rules.queue) if tproxy else _held(config, scope, own, rules.queue)
+        entries = tuple(replace(_to(place), begins_connection=True) for place in honest or (Place(),))
+        chains = (*chains, *(Chain(hook, entries, held_rules) for hook, held_rules in held))
     if on_loopback:
         chains = (*chains, _guard(rules.address, captured if tproxy else None))
     return Ruleset(
@@ -207,9 +239,9 @@ def _policy_rules(table: int, own: Mark, captured: Mark | None) -> tuple[PolicyR
 
 
 def _redirect_chains(config: Config, scope: Scope, own: Mark, captured: Mark) -> tuple[Chain, ...]:
-    chains = [Chain(Hook.REDIRECT_OUTPUT, Match(), _capture(config, scope, own, Verdict.REDIRECT))]
+    chains = [Chain(Hook.REDIRECT_OUTPUT, (Match(),), _capture(config, scope, own, Verdict.REDIRECT))]
     if scope.gateway:
-        chains.append(Chain(Hook.REDIRECT_PREROUTING, Match(), _gateway(config, scope)))
+        chains.append(Chain(Hook.REDIRECT_PREROUTING, (Match(),), _gateway(config, scope, Verdict.REDIRECT)))
     return tuple(chains)
 
 
@@ -219,8 +251,8 @@ def _tproxy_chains(config: Config, scope: Scope, own: Mark, captured: Mark) -> t
     # What is for the host itself by now met other people's destination NAT in nat OUTPUT.
     divert = (Rule(Match(destination_is_own=True), Verdict.RETURN), Rule(Match(mark=captured), Verdict.TPROXY))
     return (
-        Chain(Hook.MARK_OUTPUT, Match(), (*capture, mark_all)),
-        Chain(Hook.DIVERT_PREROUTING, Match(in_device=LOOPBACK), divert),
+        Chain(Hook.MARK_OUTPUT, (Match(),), (*capture, mark_all)),
+        Chain(Hook.DIVERT_PREROUTING, (Match(in_device=LOOPBACK),), divert),
     )
 
 
@@ -234,13 +266,13 @@ def _capture(config: Config, scope: Scope, own: Mark, verdict: Verdict) -> tuple
     )
 
 
-def _gateway(config: Config, scope: Scope) -> tuple[Rule, ...]:
+def _gateway(config: Config, scope: Scope, verdict: Verdict) -> tuple[Rule, ...]:
     """Those behind the gateway's devices: they are nobody's programs here, but the same exceptions hold."""
     rules: list[Rule] = []
     for device in scope.gateway:
         excluded = [replace(match, in_device=device) for match in _exempt(config, scope)]
         included = [replace(_to(place), in_device=device) for place in _places(scope)]
-        rules += _rules(excluded, included, Verdict.REDIRECT)
+        rules += _rules(excluded, included, verdict)
     return tuple(rules)
 
 
@@ -249,6 +281,31 @@ def _rules(excluded: Iterable[Match], included: Iterable[Match], verdict: Verdic
         *(Rule(match, Verdict.RETURN) for match in excluded),
         *(Rule(replace(match, begins_connection=True), verdict) for match in included),
     )
+
+
+def _held(config: Config, scope: Scope, own: Mark, queue: int) -> Iterator[tuple[Hook, tuple[Rule, ...]]]:
+    """What will be captured is held, by the same conditions."""
+    yield Hook.HOLD_OUTPUT, _spread(_capture(config, scope, own, Verdict.QUEUE), queue)
+    if scope.gateway:
+        yield Hook.HOLD_PREROUTING, _spread(_gateway(config, scope, Verdict.QUEUE), queue)
+
+
+def _held_after_marking(captured: Mark, queue: int) -> Iterator[tuple[Hook, tuple[Rule, ...]]]:
+    yield Hook.HOLD_OUTPUT, _spread((Rule(Match(mark=captured, begins_connection=True), Verdict.QUEUE),), queue)
+
+
+def _spread(rules: Iterable[Rule], first_queue: int) -> tuple[Rule, ...]:
+    """`rules`, with one for each queue in place of each that queues."""
+    lowest_bit = HOLD_BITS & -HOLD_BITS
+    spread: list[Rule] = []
+    for rule in rules:
+        if rule.verdict is Verdict.QUEUE:
+            for number in range(QUEUES):
+                match = replace(rule.match, source_port_bits=number * lowest_bit)
+                spread.append(Rule(match, Verdict.QUEUE, first_queue + number))
+        else:
+            spread.append(rule)
+    return tuple(spread)
 
 
 def _exempt(config: Config, scope: Scope) -> list[Match]:
@@ -281,4 +338,4 @@ def _guard(address: IPv4Address, captured: Mark | None) -> Chain:
     rules = [Rule(Match(destination_is_own=True), Verdict.RETURN), Rule(Match(), Verdict.RESET)]
     if captured is not None:
         rules.insert(0, Rule(Match(mark=captured), Verdict.RETURN))
-    return Chain(Hook.GUARD_OUTPUT, Match(out_device=LOOPBACK, source=address), tuple(rules))
+    return Chain(Hook.GUARD_OUTPUT, (Match(out_device=LOOPBACK, source=address),), tuple(rules))

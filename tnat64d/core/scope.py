@@ -57,22 +57,25 @@ class Lookup:
 
 def resolve(table: settings.Scope, lookup: Lookup) -> Scope:
     """The scope that `table` describes. Raises ConfigurationError as `lookup` does."""
-    networks = [Network.of(IPv4Network(text)) for text in table.networks]
-    ports = [_ports(text) for text in table.ports]
-    if networks and ports:
-        places = [Place(network=network, ports=range_) for network in networks for range_ in ports]
-    else:
-        places = [Place(network=network) for network in networks] + [Place(ports=range_) for range_ in ports]
     not_places = [Place(network=Network.of(IPv4Network(text))) for text in table.not_networks]
     not_places += [Place(ports=_ports(text)) for text in table.not_ports]
     return Scope(
         commands=(Program(cgroup=lookup.cgroup_of_exec()),) if table.exec else (),
         programs=_programs(table.users, table.groups, table.cgroups, table.units, lookup),
         not_programs=_programs(table.not_users, table.not_groups, table.not_cgroups, table.not_units, lookup),
-        places=tuple(places),
+        places=places(table.networks, table.ports),
         not_places=tuple(not_places),
         gateway=table.gateway,
     )
+
+
+def places(networks: Iterable[str], ports: Iterable[str]) -> tuple[Place, ...]:
+    """Where `networks` and `ports` lead together: to one of each, where both are given. Texts of tnat64d.toml."""
+    parsed = [Network.of(IPv4Network(text)) for text in networks]
+    ranges = [_ports(text) for text in ports]
+    if parsed and ranges:
+        return tuple(Place(network=network, ports=range_) for network in parsed for range_ in ranges)
+    return (*(Place(network=network) for network in parsed), *(Place(ports=range_) for range_ in ranges))
 
 
 def _programs(

@@ -22,6 +22,9 @@ from typing import Annotated, Any, Literal, get_type_hints
 from tnat64d.core.settings_keys import Form, Range, keys_of, show, show_name
 from tnat64d.errors import ConfigurationError
 
+MAX_HONEST_WORKERS = 8
+"""A worker for each queue of `core.ruleset`."""
+
 _CONTINUITY_ADDRESS = IPv4Address("192.0.0.2")  # of 192.0.0.0/29, which RFC 7335 keeps for this
 
 
@@ -48,6 +51,7 @@ _Workers = Annotated[Literal["auto"] | int, Range(1, 64)]
 _Connections = Annotated[int, Range(0, 10_000_000)]
 _Entries = Annotated[int, Range(1, 1_048_576)]
 _Mark = Annotated[int, Range(1, 0xFFFFFFFF, hexadecimal=True)]
+_Queue = Annotated[int, Range(0, 65528)]
 _Table = Annotated[int, Range(1, 0xFFFFFFFF)]
 _Program = Annotated[
     str, Form("[A-Za-z0-9_/][A-Za-z0-9_/.+-]*", 'the name or path of a program, such as "iptables-legacy"')
@@ -85,8 +89,15 @@ class Proxy:
     workers: Annotated[_Workers, 'Worker processes; "auto" is one for each CPU the daemon may use.'] = "auto"
     loop: Annotated[Literal["uvloop", "asyncio"], "Event loop of the workers."] = "uvloop"
     connect: Annotated[
-        Literal["plain"], "When a program's connect() returns: at once, before the destination has answered."
+        Literal["plain", "honest"],
+        "When a program's connect() returns: at once, before the destination has answered, or with its answer.",
     ] = "plain"
+    honest_ports: Annotated[
+        _Ports, "Destination ports to which connects are honest, the others being plain; empty is all."
+    ] = ()
+    honest_networks: Annotated[
+        _Networks, "Destination networks to which connects are honest, the others being plain; empty is all."
+    ] = ()
     fallback_delay_s: Annotated[
         _PositiveSeconds, "Seconds that IPv4 may stay unanswered before NAT64 is dialled beside it."
     ] = 3.0
@@ -137,6 +148,7 @@ class Rules:
     )
     mark: Annotated[_Mark, "Firewall mark of the daemon's own connections, which the rules let pass."] = 0x6464
     mark_mask: Annotated[_Mark, "The bits of a mark that are compared."] = 0xFFFF
+    queue: Annotated[_Queue, "Number of the first of eight packet queues, where connects are honest."] = 6464
     table: Annotated[_Table, "Number of the routing table."] = 6464
     address: Annotated[IPv4Address, "IPv4 address that programs send from while the host has no other."] = (
         _CONTINUITY_ADDRESS
@@ -303,8 +315,11 @@ def _conflicts(table: object) -> Iterator[tuple[str, str]]:
     match table:
         case Proxy(fallback_delay_s=delay_s, connect_timeout_s=timeout_s) if delay_s >= timeout_s:
             yield "fallback_delay_s", f"is {delay_s}, must be below connect_timeout_s, which is {timeout_s}"
+        case Proxy():
+            yield from _honest_conflicts(table)
         case Scope():
-            yield from _scope_conflicts(table)
+            yield from _port_conflicts(table, "ports", "not_ports")
+            yield from _network_conflicts(table, "networks", "not_networks")
         case Rules(mark=mark, mark_mask=mask, table=number, address=address):
             if mark & ~mask:
                 yield "mark", f"is {mark:#x}, must have no bit outside mark_mask, which is {mask:#x}"
@@ -316,14 +331,27 @@ def _conflicts(table: object) -> Iterator[tuple[str, str]]:
                 yield "address", f'is "{address}", must be an address that a host can send from'
 
 
-def _scope_conflicts(scope: Scope) -> Iterator[tuple[str, str]]:
-    for key in ("ports", "not_ports"):
-        for text in getattr(scope, key):
+def _honest_conflicts(proxy: Proxy) -> Iterator[tuple[str, str]]:
+    yield from _port_conflicts(proxy, "honest_ports")
+    yield from _network_conflicts(proxy, "honest_networks")
+    if proxy.connect == "honest" and isinstance(proxy.workers, int) and proxy.workers > MAX_HONEST_WORKERS:
+        yield "workers", f'is {proxy.workers}, must be at most {MAX_HONEST_WORKERS} with connect = "honest"'
+    for key in ("honest_ports", "honest_networks"):
+        if getattr(proxy, key) and proxy.connect != "honest":
+            yield key, f'has no effect with connect = "{proxy.connect}", must be left out or go with "honest"'
+
+
+def _port_conflicts(table: object, *keys: str) -> Iterator[tuple[str, str]]:
+    for key in keys:
+        for text in getattr(table, key):
             first, _, last = text.partition("-")
             if not 1 <= int(first) <= int(last or first) <= 65535:
                 yield key, f'holds "{text}", must hold ports from 1 to 65535, the lower one first'
-    for key in ("networks", "not_networks"):
-        for text in getattr(scope, key):
+
+
+def _network_conflicts(table: object, *keys: str) -> Iterator[tuple[str, str]]:
+    for key in keys:
+        for text in getattr(table, key):
             try:
                 IPv4Network(text)
             except ValueError as error:

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 
-from tnat64d.core.ruleset import Chain, Hook, Match, Rule, Ruleset, Verdict
+from tnat64d.core.ruleset import HOLD_BITS, Chain, Hook, Match, Rule, Ruleset, Verdict
 from tnat64d.errors import PrivilegeError, Tnat64Error
 from tnat64d.kernel import capabilities
 from tnat64d.kernel.nf_tables import delete_empty_ipv4_table, ipv4_chains
@@ -37,6 +37,8 @@ CHAINS = {
     Hook.MARK_OUTPUT: "TNAT64D-MARK",
     Hook.DIVERT_PREROUTING: "TNAT64D-DIVERT",
     Hook.GUARD_OUTPUT: "TNAT64D-GUARD",
+    Hook.HOLD_OUTPUT: "TNAT64D-HOLD",
+    Hook.HOLD_PREROUTING: "TNAT64D-HOLD-GATEWAY",
 }
 MADE = {hook: f"TNAT64D-MADE-{hook.chain}" for hook in Hook}
 _OWN = frozenset((*CHAINS.values(), *MADE.values()))
@@ -133,7 +135,7 @@ def _transaction(
         assert ruleset is not None
         lines += [_line(f"-A {CHAINS[chain.hook]}", _rule(rule, ruleset)) for rule in chain.rules]
         position = f"-I {chain.hook.chain} 1" if chain.hook.before_others else f"-A {chain.hook.chain}"
-        lines.append(_line(position, [*_match(chain.entry), "-j", CHAINS[chain.hook]]))
+        lines += [_line(position, [*_match(entry), "-j", CHAINS[chain.hook]]) for entry in chain.entries]
     return [*lines, "COMMIT"]
 
 
@@ -150,7 +152,7 @@ def _line(command: str, words: Sequence[str]) -> str:
 
 
 def _rule(rule: Rule, ruleset: Ruleset) -> list[str]:
-    return [*_match(rule.match), "-j", *_target(rule.verdict, ruleset)]
+    return [*_match(rule.match), "-j", *_target(rule, ruleset)]
 
 
 def _match(match: Match) -> list[str]:
@@ -174,6 +176,9 @@ def _match(match: Match) -> list[str]:
         words += ["-m", "addrtype", "--dst-type", "LOCAL"]
     if match.ports is not None:
         words += ["--dport", "{}:{}".format(*match.ports)]
+    if match.source_port_bits is not None:
+        # The first two bytes after the IP header, whose length varies (iptables-extensions(8), u32).
+        words += ["-m", "u32", "--u32", f"0>>22&0x3C@0>>16&{HOLD_BITS:#x}={match.source_port_bits:#x}"]
     return [*words, *_program(match)]
 
 
@@ -192,8 +197,8 @@ def _device(name: str) -> str:
     return name[:-1] + "+" if name.endswith("*") else name
 
 
-def _target(verdict: Verdict, ruleset: Ruleset) -> list[str]:
-    match verdict:
+def _target(rule: Rule, ruleset: Ruleset) -> list[str]:
+    match rule.verdict:
         case Verdict.RETURN:
             return ["RETURN"]
         case Verdict.REDIRECT:
@@ -206,6 +211,8 @@ def _target(verdict: Verdict, ruleset: Ruleset) -> list[str]:
             return ["TPROXY", "--on-ip", "127.0.0.1", "--on-port", str(ruleset.port)]
         case Verdict.RESET:
             return ["REJECT", "--reject-with", "tcp-reset"]
+        case Verdict.QUEUE:
+            return ["NFQUEUE", "--queue-num", str(rule.queue), "--queue-bypass"]
 
 
 def _only_for_us(saved: dict[str, Table], hooks: Iterable[Hook]) -> list[Hook]:
@@ -245,7 +252,8 @@ class Iptables:
         """Make `ruleset` stand, and no other chain of ours."""
         saved = self.saved()
         self._restore(render(ruleset, saved, ipv4_chains()))
-        self._remove_base_chains(saved, set(Hook).difference(chain.hook for chain in ruleset.chains))
+        used = {(chain.hook.table, chain.hook.chain) for chain in ruleset.chains}
+        self._remove_base_chains(saved, [hook for hook in Hook if (hook.table, hook.chain) not in used])
 
     def plan_removal(self) -> str:
         """What `remove` does, for a shell; empty if nothing of ours stands."""

@@ -1,4 +1,4 @@
-"""Batches of nf_tables messages over one netlink socket.
+"""Netfilter's netlink messages, and batches of those of nf_tables over one socket.
 
 Owns the wire: attributes, messages, the batch, and the kernel's answer to it. Refuses to own what the messages
 say (`kernel.nftables`). A table made with NFT_TABLE_F_OWNER lives exactly as long as the `NfTables` that made it.
@@ -71,6 +71,12 @@ def number(kind: int, value: int) -> bytes:
 def nested(kind: int, *attributes: bytes) -> bytes:
     """Attributes within one."""
     return attribute(kind | _NLA_F_NESTED, b"".join(attributes))
+
+
+def frame(kind: int, flags: int, sequence: int, body: bytes, resource: int = 0) -> bytes:
+    """One message of a subsystem of netfilter; `kind` has the subsystem in its upper byte."""
+    payload = _NFGENMSG.pack(socket.AF_INET, 0, resource) + body
+    return _HEADER.pack(_HEADER.size + len(payload), kind, flags, sequence, 0) + payload
 
 
 def _refusal(code: int) -> Tnat64Error:
@@ -205,5 +211,4 @@ class NfTables:
 
     def _pack(self, kind: int, flags: int, body: bytes, resource: int = 0) -> bytes:
         self._sequence += 1
-        payload = _NFGENMSG.pack(socket.AF_INET, 0, resource) + body
-        return _HEADER.pack(_HEADER.size + len(payload), kind, flags, self._sequence, 0) + payload
+        return frame(kind, flags, self._sequence, body, resource)

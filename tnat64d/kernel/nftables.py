@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 
 from tnat64d.core.config import Network
-from tnat64d.core.ruleset import Chain, Hook, Match, Rule, Ruleset, Verdict
+from tnat64d.core.ruleset import HOLD_BITS, Chain, Hook, Match, Rule, Ruleset, Verdict
 from tnat64d.errors import PrivilegeError, Tnat64Error, UnavailableError
 from tnat64d.kernel import cgroup
 from tnat64d.kernel.nfnetlink import (
@@ -65,6 +65,8 @@ BASE_CHAINS = {
     Hook.REDIRECT_PREROUTING: _BaseChain("redirect-prerouting", "nat", "prerouting", _NF_INET_PRE_ROUTING, -90),
     Hook.MARK_OUTPUT: _BaseChain("mark-output", "route", "output", _NF_INET_LOCAL_OUT, -140),
     Hook.DIVERT_PREROUTING: _BaseChain("divert-prerouting", "filter", "prerouting", _NF_INET_PRE_ROUTING, -140),
+    Hook.HOLD_OUTPUT: _BaseChain("hold-output", "filter", "output", _NF_INET_LOCAL_OUT, -130),
+    Hook.HOLD_PREROUTING: _BaseChain("hold-prerouting", "filter", "prerouting", _NF_INET_PRE_ROUTING, -130),
     Hook.GUARD_OUTPUT: _BaseChain("guard-output", "filter", "output", _NF_INET_LOCAL_OUT, -10),
 }
 
@@ -98,13 +100,17 @@ class Nftables:
     def plan(self, ruleset: Ruleset) -> str:
         """What `install` does, for a shell; checked by nft(8) where that is installed."""
         text = render(ruleset)
+        with NfTables() as netlink:
+            if not _has_queues(netlink, ruleset):
+                return f"# this kernel queues by xtables, in words that nft(8) does not take\n{text.rstrip()}"
         _check_with_nft(text)
         return f"nft -f - <<'EOF'\n{text}EOF"
 
     def install(self, ruleset: Ruleset) -> None:
         """Make the table stand, in place of one that stands already."""
         with NfTables() as netlink:
-            netlink.commit([*_replace(), *messages(ruleset, flags=0)])
+            queues = _has_queues(netlink, ruleset)
+            netlink.commit([*_replace(), *messages(ruleset, flags=0, queues=queues)])
 
     def plan_removal(self) -> str:
         """What `remove` does, for a shell; empty if the table does not stand."""
@@ -177,7 +183,8 @@ class OwnedTable:
     def install(self, ruleset: Ruleset) -> None:
         """Make `ruleset` stand in it, in place of the one before. Raises PrivilegeError, Tnat64Error."""
         before = Message(NFT_MSG_DELTABLE, (text(1, TABLE),))
-        self._netlink.commit([before, *messages(ruleset, flags=NFT_TABLE_F_OWNER)])
+        queues = _has_queues(self._netlink, ruleset)
+        self._netlink.commit([before, *messages(ruleset, NFT_TABLE_F_OWNER, queues=queues)])
 
     def delete(self) -> None:
         """Take it away now. Raises Tnat64Error."""
@@ -207,35 +214,62 @@ def render(ruleset: Ruleset) -> str:
         lines += [f"\t\t{_text(rule, ruleset)}" for rule in chain.rules]
         lines += ["\t}", "", f"\tchain {base.name} {{"]
         lines.append(f"\t\ttype {base.kind} hook {base.hook_name} priority {base.priority}; policy accept;")
-        lines.append(f"\t\t{' '.join((*(part.text for part in _match(chain.entry)), f'jump {base.name}-rules'))}")
+        for entry in chain.entries:
+            conditions = (part.text for part in _match(entry))
+            lines.append(f"\t\t{' '.join((*conditions, f'jump {base.name}-rules'))}")
         lines += ["\t}", ""]
     return "\n".join(lines[:-1]) + "\n}\n"
 
 
 def _text(rule: Rule, ruleset: Ruleset) -> str:
-    return " ".join(part.text for part in (*_match(rule.match), _verdict(rule.verdict, ruleset)))
+    return " ".join(part.text for part in (*_match(rule.match), _verdict(rule, ruleset)))
 
 
 def _new_table(flags: int) -> Message:
     return Message(NFT_MSG_NEWTABLE, (text(1, TABLE), number(2, flags)), CREATE)
 
 
-def messages(ruleset: Ruleset, flags: int) -> Iterator[Message]:
-    """The messages that make the table; `flags`: NFT_TABLE_F_OWNER or 0."""
+def messages(ruleset: Ruleset, flags: int, *, queues: bool) -> Iterator[Message]:
+    """The messages that make the table; `flags`: NFT_TABLE_F_OWNER or 0; `queues`: see `_has_queues`."""
     yield _new_table(flags)
     for chain in ruleset.chains:
-        yield from _chain_messages(chain, ruleset)
+        yield from _chain_messages(chain, ruleset, queues)
 
 
-def _chain_messages(chain: Chain, ruleset: Ruleset) -> Iterator[Message]:
+def _has_queues(netlink: NfTables, ruleset: Ruleset) -> bool:
+    """Whether the kernel has nf_tables' own way to queue; without it, that of xtables does the same.
+
+    Asked by making such a rule and taking it away in one transaction, and only if `ruleset` has any.
+    """
+    if all(rule.queue is None for chain in ruleset.chains for rule in chain.rules):
+        return True
+    table = f"{TABLE}-probe"
+    try:
+        netlink.commit(
+            [
+                Message(NFT_MSG_NEWTABLE, (text(1, table),), CREATE),
+                Message(NFT_MSG_NEWCHAIN, (text(1, table), text(3, "queue")), CREATE),
+                Message(NFT_MSG_NEWRULE, (text(1, table), text(2, "queue"), nested(4, _queue(0))), APPEND),
+                Message(NFT_MSG_DELTABLE, (text(1, table),)),
+            ]
+        )
+    except PrivilegeError:
+        raise
+    except Tnat64Error:
+        return False
+    return True
+
+
+def _chain_messages(chain: Chain, ruleset: Ruleset, queues: bool) -> Iterator[Message]:
     base = BASE_CHAINS[chain.hook]
     rules_chain = f"{base.name}-rules"
     hook = nested(4, number(1, base.hook), number(2, base.priority))
     yield Message(NFT_MSG_NEWCHAIN, (text(1, TABLE), text(3, rules_chain)), CREATE)
     yield Message(NFT_MSG_NEWCHAIN, (text(1, TABLE), text(3, base.name), hook, text(7, base.kind)), CREATE)
     for rule in chain.rules:
-        yield _rule_message(rules_chain, [*_match(rule.match), _verdict(rule.verdict, ruleset)])
-    yield _rule_message(base.name, [*_match(chain.entry), _jump(rules_chain)])
+        yield _rule_message(rules_chain, [*_match(rule.match), _verdict(rule, ruleset, queues=queues)])
+    for entry in chain.entries:
+        yield _rule_message(base.name, [*_match(entry), _jump(rules_chain)])
 
 
 def _rule_message(chain: str, parts: list[_Part]) -> Message:
@@ -247,7 +281,7 @@ _REG_VERDICT, _REG_1, _REG_2 = 0, 1, 2
 _CMP_EQ, _CMP_LTE, _CMP_GTE = 0, 3, 5
 _NETWORK_HEADER, _TRANSPORT_HEADER = 1, 2
 _META_MARK, _META_IIFNAME, _META_OIFNAME, _META_SKUID, _META_SKGID, _META_L4PROTO = 3, 6, 7, 10, 11, 16
-_SADDR_OFFSET, _DADDR_OFFSET, _DPORT_OFFSET = 12, 16, 2
+_SADDR_OFFSET, _DADDR_OFFSET, _SPORT_OFFSET, _DPORT_OFFSET = 12, 16, 0, 2
 _FLAGS_OFFSET = 13
 _FIN, _SYN, _RST, _ACK = 0x01, 0x02, 0x04, 0x10
 _CT_MARK = 3
@@ -332,6 +366,10 @@ def _match(match: Match) -> Iterator[_Part]:
         yield _Part("fib daddr type local", (fib, _compare(_host(_RTN_LOCAL))))
     if match.ports is not None:
         yield _ports(*match.ports)
+    if match.source_port_bits is not None:
+        sport = _payload(_TRANSPORT_HEADER, _SPORT_OFFSET, 2)
+        parts = (sport, _mask(struct.pack("!H", HOLD_BITS)), _compare(struct.pack("!H", match.source_port_bits)))
+        yield _Part(f"tcp sport & {HOLD_BITS} == {match.source_port_bits}", parts)
     if match.mark is not None:
         value, mask = match.mark.value, match.mark.mask
         parts = (_meta(_META_MARK), _mask(_host(mask)), _compare(_host(value)))
@@ -384,9 +422,10 @@ def _cgroup(path: str) -> _Part:
     return _Part(shown, (socket_expression, _compare(identity)))
 
 
-def _verdict(verdict: Verdict, ruleset: Ruleset) -> _Part:
+def _verdict(rule: Rule, ruleset: Ruleset, *, queues: bool = True) -> _Part:
+    """`queues`: whether the kernel has the expression for that."""
     port = struct.pack("!H", ruleset.port)
-    match verdict:
+    match rule.verdict:
         case Verdict.RETURN:
             return _Part("return", (_verdict_expression(_NFT_RETURN),))
         case Verdict.REDIRECT:
@@ -411,3 +450,18 @@ def _verdict(verdict: Verdict, ruleset: Ruleset) -> _Part:
             return _Part(f"tproxy to 127.0.0.1:{ruleset.port} accept", parts)
         case Verdict.RESET:
             return _Part("reject with tcp reset", (_expression("reject", number(1, _REJECT_TCP_RST)),))
+        case Verdict.QUEUE:
+            assert rule.queue is not None
+            expression = _queue(rule.queue) if queues else _queue_by_xtables(rule.queue)
+            return _Part(f"queue flags bypass to {rule.queue}", (expression,))
+
+
+def _queue(number: int) -> bytes:
+    attributes = (attribute(kind, struct.pack("!H", value)) for kind, value in ((1, number), (2, 1), (3, 1)))
+    return _expression("queue", *attributes)
+
+
+def _queue_by_xtables(queue: int) -> bytes:
+    """struct xt_NFQ_info_v3 in linux/netfilter/xt_NFQUEUE.h, aligned: number, how many, flags (1: bypass)."""
+    info = attribute(3, struct.pack("=HHH2x", queue, 1, 1))
+    return _expression("target", text(1, "NFQUEUE"), number(2, 3), info)

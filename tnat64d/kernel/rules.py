@@ -226,7 +226,9 @@ def _require_not_held() -> None:
 def describe(config: Config, settings: Settings, settings_file: str, device: str) -> Ruleset:
     """What must stand on `device` for both files. Raises ConfigurationError (scope)."""
     resolved = scope.resolve(settings.scope, accounts.lookup(settings_file))
-    return ruleset.describe(config, settings.rules, resolved, settings.proxy.port, device)
+    proxy = settings.proxy
+    honest = scope.places(proxy.honest_networks, proxy.honest_ports) if proxy.connect == "honest" else None
+    return ruleset.describe(config, settings.rules, resolved, proxy.port, device, honest)
 
 
 def _exec_group(settings: Settings, *, stays: bool = True) -> AbstractContextManager[None]:

@@ -1,0 +1,147 @@
+"""Packets in a real queue: what is told of them, and what a verdict does."""
+
+from __future__ import annotations
+
+import errno
+import select
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.kernel.bare_host import ip, run_python
+from tests.lab import Namespace
+from tnat64d.errors import Tnat64Error
+from tnat64d.kernel.nfqueue import Syn, SynQueue
+
+pytestmark = pytest.mark.netns("iptables-nft", "setpriv")
+
+QUEUE = 40
+DESTINATION = ("198.51.100.10", 443)
+OPTIONS = "-p tcp --syn -d 198.51.100.0/24 -j NFQUEUE --queue-bypass --queue-num"
+
+
+@pytest.fixture
+def queueing(host: Namespace) -> Namespace:
+    """Its SYNs to DESTINATION are queued, then redirected to port 5000."""
+    ip(host, "addr add 192.0.0.2/32 dev lo", "route add default dev lo src 192.0.0.2")
+    for table, rule in (("mangle", f"{OPTIONS} {QUEUE}"), ("nat", "-p tcp -j REDIRECT --to-ports 5000")):
+        host.run(["iptables-nft", "-t", table, "-A", "OUTPUT", *rule.split()])
+    return host
+
+
+@contextmanager
+def connecting(host: Namespace, fast_open: bytes = b"") -> Iterator[socket.socket]:
+    """A program in connect()."""
+    with host.socket() as sock:
+        sock.setblocking(False)
+        if fast_open:
+            sock.setsockopt(socket.IPPROTO_TCP, 30, 1)  # TCP_FASTOPEN_CONNECT
+        assert sock.connect_ex(DESTINATION) in (errno.EINPROGRESS, 0)
+        if fast_open:
+            sock.send(fast_open)
+        yield sock
+
+
+def connect_error(sock: socket.socket, within_s: float = 5.0) -> int | None:
+    """What connect() came to; None if it still waits."""
+    poll = select.poll()
+    poll.register(sock, select.POLLOUT)
+    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) if poll.poll(within_s * 1000) else None
+
+
+def read_one(queue: SynQueue) -> Syn:
+    assert select.select([queue], [], [], 5)[0]
+    (syn,) = queue.read()
+    return syn
+
+
+def test_a_syn_tells_who_connects_where(queueing: Namespace) -> None:
+    queue = queueing.call(SynQueue, [QUEUE], 10)
+    with connecting(queueing) as client:
+        syn = read_one(queue)
+        assert (syn.queue, syn.destination, syn.client) == (QUEUE, DESTINATION, client.getsockname())
+        assert (syn.in_device, syn.out_device) == (0, 1)
+        assert syn.is_bare
+        assert (syn.quote[0], len(syn.quote)) == (0x45, 28)
+        assert int.from_bytes(syn.quote[20:22]) == client.getsockname()[1]
+        assert int.from_bytes(syn.quote[24:28]) == syn.sequence
+    queue.close()
+
+
+def test_an_accepted_syn_goes_on_through_the_rules_that_follow(queueing: Namespace) -> None:
+    queue = queueing.call(SynQueue, [QUEUE], 10)
+    with queueing.socket() as listener, connecting(queueing) as client:
+        listener.bind(("127.0.0.1", 5000))
+        listener.listen()
+        assert connect_error(client, 0.1) is None
+        queue.accept(read_one(queue))
+        assert connect_error(client) == 0
+    queue.close()
+
+
+def test_a_dropped_syn_was_never_there_and_the_next_one_comes(queueing: Namespace) -> None:
+    queue = queueing.call(SynQueue, [QUEUE], 10)
+    with connecting(queueing):
+        first = read_one(queue)
+        queue.drop(first)
+        again = read_one(queue)
+        assert (again.client, again.sequence) == (first.client, first.sequence)
+        assert again.packet != first.packet
+    queue.close()
+
+
+def test_a_syn_with_data_is_not_bare(queueing: Namespace) -> None:
+    queueing.write_sysctl("net.ipv4.tcp_fastopen", 0x5)  # client; data without a cookie
+    queue = queueing.call(SynQueue, [QUEUE], 10)
+    with connecting(queueing, fast_open=b"early"):
+        assert not read_one(queue).is_bare
+    queue.close()
+
+
+def test_without_a_reader_a_syn_passes(queueing: Namespace) -> None:
+    with connecting(queueing) as client:
+        assert connect_error(client) == errno.ECONNREFUSED  # nobody listens on port 5000
+    queue = queueing.call(SynQueue, [QUEUE], 10)
+    queue.close()
+    with connecting(queueing) as client:
+        assert connect_error(client) == errno.ECONNREFUSED
+
+
+def test_what_a_full_queue_cannot_take_passes(queueing: Namespace) -> None:
+    queue = queueing.call(SynQueue, [QUEUE], 1)
+    with connecting(queueing) as first, connecting(queueing) as second:
+        assert connect_error(second) == errno.ECONNREFUSED
+        assert connect_error(first, 0.0) is None
+    queue.close()
+
+
+def test_a_queue_of_another_program_is_told(queueing: Namespace) -> None:
+    queue = queueing.call(SynQueue, [QUEUE], 1)
+    with pytest.raises(Tnat64Error, match=r"packet queue 40 is another program's .*rules\.queue in tnat64d\.toml"):
+        queueing.call(SynQueue, [QUEUE - 1, QUEUE], 1)
+    queue.close()
+    queueing.call(SynQueue, [QUEUE - 1, QUEUE], 1).close()
+
+
+def test_without_the_capability_it_says_so(host: Namespace) -> None:
+    code = """
+from tnat64d.errors import PrivilegeError
+from tnat64d.kernel.nfqueue import SynQueue
+try:
+    SynQueue([1], 1)
+except PrivilegeError as error:
+    print(error)
+"""
+    said = run_python(host, code, wrapper=["setpriv", "--bounding-set=-net_admin"])
+    assert said == 'connect = "honest" in tnat64d.toml needs CAP_NET_ADMIN (or root), to hold packets in a queue\n'
+
+
+def test_reading_an_empty_queue_returns_at_once(host: Namespace) -> None:
+    queue = host.call(SynQueue, [QUEUE], 1)
+    started = time.monotonic()
+    assert list(queue.read()) == []
+    assert time.monotonic() - started < 1
+    queue.close()

@@ -1,0 +1,210 @@
+"""Packets that a rule hands to this process before they go on: NFQUEUE, for SYNs.
+
+Owns the netlink socket to the queues, what is read of a packet, and the verdict. Refuses to own which packets
+come (`core.ruleset`) and what becomes of them (`proxy.syn_gate`).
+
+A packet stays in the kernel, by its number in its queue, until its verdict. When this socket is closed, those
+without one are dropped, and rules find no listener. Formats: linux/netfilter/nfnetlink_queue.h.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from tnat64d.errors import PrivilegeError, Tnat64Error, UnavailableError
+from tnat64d.kernel import capabilities
+from tnat64d.kernel.nfnetlink import NETLINK_NETFILTER, attribute, frame, number
+from tnat64d.kernel.original_dst import Destination
+
+READS_PER_TURN = 64
+
+_SUBSYSTEM = 3 << 8  # NFNL_SUBSYS_QUEUE
+_PACKET, _VERDICT, _CONFIG = _SUBSYSTEM | 0, _SUBSYSTEM | 1, _SUBSYSTEM | 2
+_NLMSG_ERROR = 2
+_NLM_F_REQUEST, _NLM_F_ACK = 0x1, 0x4
+_CFG_CMD, _CFG_PARAMS, _CFG_QUEUE_MAXLEN, _CFG_MASK, _CFG_FLAGS = 1, 2, 3, 4, 5
+_CMD_BIND = 1
+_COPY_PACKET = 2
+_FLAG_FAIL_OPEN = 0x1
+_FLAG_GSO = 0x4
+"""Nothing is checksummed before it is copied."""
+
+_NF_DROP, _NF_ACCEPT = 0, 1
+_NFQA_PACKET_HDR, _NFQA_VERDICT_HDR, _NFQA_IFINDEX_INDEV, _NFQA_IFINDEX_OUTDEV, _NFQA_PAYLOAD = 1, 2, 5, 6, 10
+
+_COPIED_BYTES = 128
+"""The longest IP header and TCP header are 60 bytes each."""
+
+_SO_RCVBUFFORCE = 33
+_RECEIVE_BUFFER_BYTES = 4 << 20
+_MESSAGE_BYTES = 4096
+_FIRST_ATTRIBUTE = 20
+_ATTRIBUTE = struct.Struct("=HH")
+_INTEGER = struct.Struct("!I")
+_HEADER = struct.Struct("=IHHII")
+_IP = struct.Struct("!BxHxxxxxxxx4s4s")
+_TCP = struct.Struct("!HHI4xBB")
+_ACK, _SYN, _RST, _FIN = 0x10, 0x02, 0x04, 0x01
+
+
+@dataclass(frozen=True, slots=True)
+class Syn:
+    """A packet that waits for its verdict.
+
+    `quote`: its IP header and the eight bytes after that, as an ICMP error shows them. `sequence`: the initial
+    sequence number. `in_device`, `out_device`: interface indexes, 0 for none: a host's own program has no
+    `in_device`. `is_bare`: a SYN without data (TCP Fast Open, RFC 7413, sends some).
+    """
+
+    queue: int
+    packet: int
+    client: Destination
+    destination: Destination
+    sequence: int
+    quote: bytes
+    in_device: int
+    out_device: int
+    is_bare: bool
+
+
+class SynQueue:
+    """Some queues, read by one socket."""
+
+    def __init__(self, numbers: Sequence[int], room: int) -> None:
+        """Bind the queues `numbers`, each for `room` packets; what comes when one is full passes.
+
+        Raises PrivilegeError without CAP_NET_ADMIN, UnavailableError where the kernel has no NFQUEUE, Tnat64Error
+        where another program has one of them.
+        """
+        require()
+        try:
+            self._socket = socket.socket(
+                socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER
+            )
+        except OSError as error:
+            raise _unavailable(error.errno or 0) from None
+        try:
+            self._socket.bind((0, 0))
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER_BYTES)
+            for queue in numbers:
+                self._bind(queue, room)
+            self._socket.setblocking(False)
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def fileno(self) -> int:
+        """The socket's descriptor, readable when packets have come."""
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        """Drop the packets without a verdict; those that come now pass."""
+        self._socket.close()
+
+    def read(self) -> Iterator[Syn]:
+        """The packets that have come, READS_PER_TURN at most. What is no TCP over IPv4 passes at once."""
+        receive = self._socket.recv
+        for _ in range(READS_PER_TURN):
+            try:
+                message = receive(_MESSAGE_BYTES)
+            except BlockingIOError:
+                return
+            except OSError:
+                continue  # ENOBUFS: what there was no room for has passed (NFQA_CFG_F_FAIL_OPEN)
+            if _HEADER.unpack_from(message)[1] == _PACKET:
+                syn = self._parse(message)
+                if syn is not None:
+                    yield syn
+
+    def accept(self, syn: Syn) -> None:
+        """Let it go on its way."""
+        self._give(syn.queue, syn.packet, _NF_ACCEPT)
+
+    def drop(self, syn: Syn) -> None:
+        """Let it have never been."""
+        self._give(syn.queue, syn.packet, _NF_DROP)
+
+    def _give(self, queue: int, packet: int, verdict: int) -> None:
+        body = attribute(_NFQA_VERDICT_HDR, struct.pack("!II", verdict, packet))
+        try:
+            self._socket.send(frame(_VERDICT, _NLM_F_REQUEST, 0, body, queue))
+        except OSError:
+            pass  # no memory in the kernel: the client's next SYN asks again
+
+    def _parse(self, message: bytes) -> Syn | None:
+        queue = int.from_bytes(message[18:20])
+        packet = in_device = out_device = 0
+        payload = b""
+        offset, end = _FIRST_ATTRIBUTE, len(message)
+        while offset + 4 <= end:
+            length, kind = _ATTRIBUTE.unpack_from(message, offset)
+            if kind == _NFQA_PACKET_HDR:
+                (packet,) = _INTEGER.unpack_from(message, offset + 4)
+            elif kind == _NFQA_IFINDEX_INDEV:
+                (in_device,) = _INTEGER.unpack_from(message, offset + 4)
+            elif kind == _NFQA_IFINDEX_OUTDEV:
+                (out_device,) = _INTEGER.unpack_from(message, offset + 4)
+            elif kind == _NFQA_PAYLOAD:
+                payload = message[offset + 4 : offset + length]
+            offset += (length + 3) & ~3
+        try:
+            version, size_bytes, source, target = _IP.unpack_from(payload)
+            ip_bytes = (version & 0xF) << 2
+            source_port, port, sequence, data_offset, flags = _TCP.unpack_from(payload, ip_bytes)
+        except struct.error:
+            self._give(queue, packet, _NF_ACCEPT)
+            return None
+        is_bare = flags & (_SYN | _ACK | _RST | _FIN) == _SYN and size_bytes == ip_bytes + (data_offset >> 4 << 2)
+        client = (socket.inet_ntoa(source), source_port)
+        destination = (socket.inet_ntoa(target), port)
+        quote = payload[: ip_bytes + 8]
+        return Syn(queue, packet, client, destination, sequence, quote, in_device, out_device, is_bare)
+
+    def _bind(self, queue: int, room: int) -> None:
+        command = attribute(_CFG_CMD, struct.pack("!BBH", _CMD_BIND, 0, socket.AF_INET))
+        self._configure(queue, command)
+        parameters = attribute(_CFG_PARAMS, struct.pack("!IB", _COPIED_BYTES, _COPY_PACKET))
+        flags = _FLAG_FAIL_OPEN | _FLAG_GSO
+        self._configure(
+            queue,
+            parameters + number(_CFG_QUEUE_MAXLEN, room) + number(_CFG_MASK, flags) + number(_CFG_FLAGS, flags),
+        )
+
+    def _configure(self, queue: int, body: bytes) -> None:
+        self._socket.send(frame(_CONFIG, _NLM_F_REQUEST | _NLM_F_ACK, 0, body, queue))
+        while True:
+            message = self._socket.recv(_MESSAGE_BYTES)
+            if _HEADER.unpack_from(message)[1] == _NLMSG_ERROR:
+                break
+            # A packet of a queue that was bound before this one: nobody looks at it yet.
+            self._parse_and_pass(message)
+        (code,) = struct.unpack_from("=i", message, _HEADER.size)
+        if code in (-errno.EBUSY, -errno.EPERM):  # the second: of another process (nfqnl_recv_config)
+            raise Tnat64Error(
+                f"packet queue {queue} is another program's (or another tnat64d's): stop it, or set rules.queue "
+                "in tnat64d.toml to the first of eight that are free"
+            )
+        if code:
+            raise _unavailable(-code)
+
+    def _parse_and_pass(self, message: bytes) -> None:
+        syn = self._parse(message)
+        if syn is not None:
+            self.accept(syn)
+
+
+def require() -> None:
+    """Raises PrivilegeError unless this process may hold packets."""
+    if not capabilities.has(capabilities.CAP_NET_ADMIN):
+        raise PrivilegeError(
+            'connect = "honest" in tnat64d.toml needs CAP_NET_ADMIN (or root), to hold packets in a queue'
+        )
+
+
+def _unavailable(code: int) -> Tnat64Error:
+    return UnavailableError(f'connect = "honest" needs packet queues of the kernel (NFQUEUE): {os.strerror(code)}')
