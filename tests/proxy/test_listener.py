@@ -26,7 +26,7 @@ from tnat64d.kernel.original_dst import Destination, DestinationOf
 from tnat64d.proxy import listener as listener_module
 from tnat64d.proxy.connection import Connection
 from tnat64d.proxy.destination import Destinations, Target
-from tnat64d.proxy.dialer import Attempt, Dial, Dialer, DialSettings
+from tnat64d.proxy.dialer import AcceptedDial, Attempt, Dialer, DialSettings
 from tnat64d.proxy.listener import ACCEPTS_PER_TURN, Listener
 from tnat64d.proxy.relay import End, Relay
 from tnat64d.proxy.sources import SourceLimit
@@ -342,7 +342,7 @@ async def test_a_bug_at_the_start_of_a_relay_ends_its_own_connection_only(
 
 async def test_what_has_ended_is_freed_without_the_garbage_collector(plane: Plane) -> None:
     def alive() -> int:
-        return sum(type(thing) in (Dial, Attempt, Relay, End, Connection) for thing in gc.get_objects())
+        return sum(type(thing) in (AcceptedDial, Attempt, Relay, End, Connection) for thing in gc.get_objects())
 
     gc.collect()
     before = alive()

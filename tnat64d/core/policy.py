@@ -224,6 +224,17 @@ def nat64_event(error: int) -> Event:
     return Event.NAT64_TIMED_OUT if error in _SILENT else Event.NAT64_FAILED
 
 
+def outcome(ipv4_error: int, nat64_error: int) -> int:
+    """The errno that a refused connection ended with, of those of its attempts (0 for not made, or no error).
+
+    An answer counts; where there is none, what the NAT64 side said, which is all that a program without IPv4
+    could have heard.
+    """
+    if ipv4_error and ipv4_event(ipv4_error) is Event.IPV4_FAILED:
+        return ipv4_error
+    return nat64_error or ipv4_error
+
+
 class StickyMemory:
     """The state of every scope, bounded: the scopes that are NAT64_STICKY, the oldest forgotten first.
 

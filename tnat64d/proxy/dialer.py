@@ -1,6 +1,7 @@
-"""From an accepted connection to a relay: the attempts that `core.policy` asks for.
+"""From a connection that was asked for to a relay: the attempts that `core.policy` asks for.
 
-Owns the client's socket and the attempts from `Dialer.begin` until the relay has them or the client is refused.
+Owns the attempts, and the socket of an accepted client, from `Dialer.begin` until the relay has them or the client
+is refused. Who else may wait for the outcome is `proxy.syn_gate`'s.
 Refuses to own the decision (`core.policy`), the route (`proxy.destination`) and the bytes (`proxy.relay`).
 """
 
@@ -70,15 +71,13 @@ class Attempt:
 
 
 class Dial:
-    """One connection between accept and relay."""
+    """The attempts for one connection. A subclass knows who waits for their outcome, and tells them."""
 
-    __slots__ = ("client", "client_mask", "connection", "dialer", "ipv4", "nat64", "over", "phase")
+    __slots__ = ("connection", "dialer", "ipv4", "nat64", "over", "phase")
 
-    def __init__(self, dialer: Dialer, client: RawSocket, connection: Connection) -> None:
+    def __init__(self, dialer: Dialer, connection: Connection) -> None:
         self.dialer = dialer
-        self.client = client
         self.connection = connection
-        self.client_mask: int | None = None
         self.ipv4: Attempt | None = None
         self.nat64: Attempt | None = None
         self.phase = _DONE
@@ -102,31 +101,25 @@ class Dial:
             self._follow(policy.advance(self.phase, policy.Event.FALLBACK_DELAY), 0)
 
     def settle(self) -> None:
-        """The client has waited for a while: notice if it gives up."""
-        if not self.over:
-            self.dialer.reactor.watch(self.client.fileno(), READS, self)
-            self.client_mask = 0
+        """Who waits has waited for a while: notice if they give up."""
+        raise NotImplementedError
 
-    def ready(self, mask: int) -> None:
-        """See `reactor.Watcher`. A FIN alone does not mean that the client gave up: it may still read."""
-        self.client_mask = mask
-        if mask & (EPOLLERR | EPOLLHUP):
-            self.connection.client_gone = True
-            self.refuse()
+    def connected(self, upstream: RawSocket, mask: int) -> None:
+        """Tell them: `upstream` is connected, and `mask` was reported of it. It is theirs from now on."""
+        raise NotImplementedError
 
-    def crashed(self) -> None:
-        """See `reactor.Watcher`."""
-        self.refuse()
+    def failed(self) -> None:
+        """Tell them: no way led to the destination."""
+        raise NotImplementedError
 
     def refuse(self) -> None:
-        """Reset the client and end every attempt."""
+        """End every attempt, and tell who waits."""
         if not self.over:
             self.over = True
             self._abandon(self.ipv4)
             self._abandon(self.nat64)
             self.nat64 = self.ipv4 = None  # no reference cycle is left
-            reset(self.client)
-            self.dialer.reactor.close(self.client)
+            self.failed()
             self.dialer.over(self)
             self.dialer.observer.refused(self.connection)
 
@@ -198,12 +191,49 @@ class Dial:
         self.nat64 = self.ipv4 = None  # no reference cycle is left
         self.connection.by_nat64 = by_nat64
         self.dialer.over(self)
-        self.dialer.relay(self, winner.sock, mask)
+        self.connected(winner.sock, mask)
 
     def _abandon(self, attempt: Attempt | None) -> None:
         if attempt is not None:
             self.dialer.connect_deadlines.stop(attempt)
             self.dialer.reactor.close(attempt.sock)
+
+
+class AcceptedDial(Dial):
+    """Who waits is a client whose connection was accepted."""
+
+    __slots__ = ("client", "client_mask")
+
+    def __init__(self, dialer: Dialer, client: RawSocket, connection: Connection) -> None:
+        super().__init__(dialer, connection)
+        self.client = client
+        self.client_mask: int | None = None
+
+    def settle(self) -> None:
+        """See Dial."""
+        if not self.over:
+            self.dialer.reactor.watch(self.client.fileno(), READS, self)
+            self.client_mask = 0
+
+    def ready(self, mask: int) -> None:
+        """See `reactor.Watcher`. A FIN alone does not mean that the client gave up: it may still read."""
+        self.client_mask = mask
+        if mask & (EPOLLERR | EPOLLHUP):
+            self.connection.client_gone = True
+            self.refuse()
+
+    def crashed(self) -> None:
+        """See `reactor.Watcher`."""
+        self.refuse()
+
+    def connected(self, upstream: RawSocket, mask: int) -> None:
+        """See Dial."""
+        self.dialer.relay(self.connection, self.client, self.client_mask, upstream, mask)
+
+    def failed(self) -> None:
+        """See Dial."""
+        reset(self.client)
+        self.dialer.reactor.close(self.client)
 
 
 class Dialer:
@@ -227,7 +257,7 @@ class Dialer:
         self._relays: dict[Relay, Connection] = {}
         self.connect_deadlines = Deadlines[Attempt](loop, settings.connect_timeout_s, self._timed_out)
         self.fallback_deadlines = Deadlines[Dial](loop, settings.fallback_delay_s, Dial.fall_back)
-        self._dial_settling = Deadlines[Dial](loop, SETTLE_S, Dial.settle)
+        self._dial_settling = Deadlines[Dial](loop, SETTLE_S, lambda dial: dial.settle())
         self._relay_settling = Deadlines[Relay](loop, SETTLE_S, self._keep_alive)
         self._idle_check_s = settings.idle_timeout_s / 8
         self._idle = Deadlines[Relay](loop, self._idle_check_s, self._check_idle)
@@ -247,7 +277,10 @@ class Dialer:
 
     def begin(self, client: RawSocket, connection: Connection) -> None:
         """Take over the accepted `client`."""
-        dial = Dial(self, client, connection)
+        self.run(AcceptedDial(self, client, connection))
+
+    def run(self, dial: Dial) -> None:
+        """Dial as `dial` says."""
         self._dials.add(dial)
         self._dial_settling.start(dial)
         try:
@@ -292,14 +325,20 @@ class Dialer:
         self._dial_settling.stop(dial)
         self.fallback_deadlines.stop(dial)
 
-    def relay(self, dial: Dial, upstream: RawSocket, mask: int) -> None:
-        """Relay between the client of `dial` and `upstream`, of which `mask` was reported."""
-        relay = Relay(self.reactor, self._pipes, dial.client, upstream, self._ended)
-        self._relays[relay] = dial.connection
+    def settle_later(self, dial: Dial) -> None:
+        """`dial` has settled, and wants to settle again."""
+        self._dial_settling.start(dial)
+
+    def relay(
+        self, connection: Connection, client: RawSocket, client_mask: int | None, upstream: RawSocket, mask: int
+    ) -> None:
+        """Relay between `client` and `upstream`, of which these masks were reported; None: not watched yet."""
+        relay = Relay(self.reactor, self._pipes, client, upstream, self._ended)
+        self._relays[relay] = connection
         self._relay_settling.start(relay)
         self._idle.start(relay)
         try:
-            relay.start(dial.client_mask, mask)
+            relay.start(client_mask, mask)
         except Exception:  # a bug, which the reactor reports
             relay.abort()
             raise
@@ -342,4 +381,4 @@ def keep_alive(sock: RawSocket | socket.socket, idle_s: int) -> None:
         pass  # the connection has just ended; the reactor reports it
 
 
-__all__ = ["Attempt", "Dial", "DialSettings", "Dialer", "End", "keep_alive"]
+__all__ = ["AcceptedDial", "Attempt", "Dial", "DialSettings", "Dialer", "End", "keep_alive"]
