@@ -25,6 +25,9 @@ class Recording:
     lessons: list[tuple[Hashable, ScopeState]] = field(default_factory=list)
     exhaustions: int = 0
     over_limit_clients: list[Destination] = field(default_factory=list)
+    held_count: int = 0
+    not_held_count: int = 0
+    answered_count: int = 0
 
     def accepted(self) -> None:
         self.accepted_count += 1
@@ -45,6 +48,16 @@ class Recording:
 
     def learned(self, scope: Hashable, state: ScopeState, connection: Connection) -> None:
         self.lessons.append((scope, state))
+
+    def held(self) -> None:
+        self.held_count += 1
+
+    def not_held(self) -> None:
+        self.not_held_count += 1
+
+    def answered(self) -> None:
+        self.answered_count += 1
+        self._one_ended()
 
     def exhausted(self) -> None:
         self.exhaustions += 1

@@ -28,7 +28,10 @@ _LENGTH = struct.Struct("!I")
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Accept connections by these rules. The limits are this worker's shares; `max_per_source` 0: none."""
+    """Accept connections by these rules. The limits are this worker's shares; `max_per_source` 0: none.
+
+    `queues`: the packet queues whose SYNs it holds; none where connects are plain.
+    """
 
     config: Config
     settings: Settings
@@ -37,6 +40,7 @@ class Start:
     max_connections: int
     max_per_source: int
     verbose: bool
+    queues: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import socket
 
 from tnat64d.core.settings import Mode, Scope
 from tnat64d.errors import Tnat64Error
-from tnat64d.kernel import original_dst
+from tnat64d.kernel import original_dst, reuseport
 from tnat64d.proxy.dialer import keep_alive
 
 BACKLOG = 8192
@@ -30,8 +30,12 @@ def address(scope: Scope) -> str:
     return ANY if scope.gateway else LOOPBACK
 
 
-def listen(address: str, port: int, count: int, mode: Mode, keepalive_s: int) -> list[socket.socket]:
+def listen(
+    address: str, port: int, count: int, mode: Mode, keepalive_s: int, *, by_source_port: bool = False
+) -> list[socket.socket]:
     """`count` sockets on one port, by SO_REUSEPORT: the kernel spreads connections over them (socket(7)).
+
+    `by_source_port`: as it spreads held SYNs over queues, so that who has dialled accepts.
 
     Raises Tnat64Error if the port is taken, PrivilegeError where TPROXY mode needs more rights.
     """
@@ -41,6 +45,8 @@ def listen(address: str, port: int, count: int, mode: Mode, keepalive_s: int) ->
         for _ in range(count):
             sock = _listening_socket(address, port, mode, keepalive_s, share=count > 1)
             sockets.append(sock)
+        if by_source_port and count > 1:
+            reuseport.follow_source_port(sockets[0], count)
     except OSError as error:
         for sock in sockets:
             sock.close()

@@ -25,6 +25,7 @@ import tnat64d
 from tnat64d.core.config import Config
 from tnat64d.core.failures import Failure, FailureMemory
 from tnat64d.core.policy import ScopeState, StickyMemory
+from tnat64d.core.ruleset import QUEUES
 from tnat64d.core.settings import Settings
 from tnat64d.daemon.channel import (
     Channel,
@@ -226,6 +227,7 @@ class WorkerPool:
                 self._connection_limit(),
                 share(self._settings.proxy.max_connections_per_source, len(self._slots)),
                 self._verbose,
+                queues_of(slot.number, len(self._slots), self._settings),
             )
         )
         while (message := await channel.receive()) is not None:
@@ -303,6 +305,13 @@ def _describe_exit(code: int | None) -> str:
     if code is not None and code < 0:
         return f"by signal {-code} ({strsignal(-code)})"
     return f"with exit code {code}"
+
+
+def queues_of(slot: int, workers: int, settings: Settings) -> tuple[int, ...]:
+    """The queues of the worker in `slot`: those of the connections it will accept (`kernel.reuseport`)."""
+    if settings.proxy.connect != "honest":
+        return ()
+    return tuple(settings.rules.queue + number for number in range(slot, QUEUES, workers))
 
 
 def raise_descriptor_limit() -> None:

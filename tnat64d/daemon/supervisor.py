@@ -24,6 +24,8 @@ from enum import StrEnum
 from tnat64d import __version__
 from tnat64d.core.config import Config
 from tnat64d.core.reloading import require_reloadable
+from tnat64d.core.ruleset import QUEUES
+from tnat64d.core.settings import Rules as RuleSettings
 from tnat64d.core.settings import Settings
 from tnat64d.daemon import explaining, listening
 from tnat64d.daemon.admission import Admission
@@ -34,6 +36,8 @@ from tnat64d.daemon.rules import Rules, RulesThread
 from tnat64d.errors import Tnat64Error, UnavailableError
 from tnat64d.kernel import original_dst
 from tnat64d.kernel.default_routes import DefaultRouteMonitor
+from tnat64d.kernel.nfqueue import SynQueue
+from tnat64d.kernel.refusals import Refuser
 from tnat64d.kernel.systemd import Notifier
 from tnat64d.proxy.counters import Counter
 
@@ -97,8 +101,16 @@ class _Supervisor:
         proxy = settings.proxy
         original_dst.require_marking(settings.rules.mark)
         self._listens_on = listening.address(settings.scope)
+        honest = proxy.connect == "honest"
+        if honest:
+            require_holding(settings.rules)
         self._sockets = listening.listen(
-            self._listens_on, proxy.port, worker_count(proxy.workers), settings.rules.mode, proxy.keepalive_s
+            self._listens_on,
+            proxy.port,
+            worker_count(proxy.workers),
+            settings.rules.mode,
+            proxy.keepalive_s,
+            by_source_port=honest,
         )
         self._pool = WorkerPool(settings, config, self._sockets, verbose=surroundings.verbose)
         self._pool.share(self._rules.begin())
@@ -287,6 +299,12 @@ class _Supervisor:
             "rules_restored": self._healer.restored,
             "workers": self._pool.describe(),
         }
+
+
+def require_holding(rules: RuleSettings) -> None:
+    """Prove that workers will be able to hold SYNs and to refuse them. Raises as SynQueue and Refuser."""
+    Refuser(rules.mark).close()
+    SynQueue(range(rules.queue, rules.queue + QUEUES), room=1).close()
 
 
 def worker_count(configured: int | str) -> int:

@@ -35,7 +35,10 @@ from tnat64d.daemon.channel import (
 )
 from tnat64d.daemon.failure_reports import FailureReports
 from tnat64d.kernel import original_dst
+from tnat64d.kernel.nfqueue import SynQueue
 from tnat64d.kernel.original_dst import Destination
+from tnat64d.kernel.refusals import Refuser
+from tnat64d.kernel.sock_diag import SocketTable
 from tnat64d.proxy.connection import Connection
 from tnat64d.proxy.counters import Counter, Counters, map_block
 from tnat64d.proxy.destination import Destinations, Target
@@ -44,6 +47,7 @@ from tnat64d.proxy.listener import Listener
 from tnat64d.proxy.reactor import Reactor
 from tnat64d.proxy.relay import Relay, reset
 from tnat64d.proxy.sources import SourceLimit
+from tnat64d.proxy.syn_gate import MAX_HELD, QUEUE_ROOM, SynGate
 
 OVER_LIMIT_INTERVAL_S = 60.0
 """So often at most the log says that a source is over its limit."""
@@ -55,6 +59,8 @@ _ACCEPTED = int(Counter.ACCEPTED)
 _ACCEPT_PAUSES = int(Counter.ACCEPT_PAUSES)
 _ACTIVE = int(Counter.ACTIVE)
 _DOWN_BYTES = int(Counter.DOWN_BYTES)
+_HELD = int(Counter.HELD)
+_NOT_HELD = int(Counter.NOT_HELD)
 _NOT_CAPTURED = int(Counter.NOT_CAPTURED)
 _OVER_LIMIT = int(Counter.OVER_LIMIT)
 _REFUSED = int(Counter.REFUSED)
@@ -163,6 +169,7 @@ class Worker:
             start.config, settings.policy.sticky_scope, listening.getsockname(), self._unmapped
         )
         self._dialer = Dialer(loop, self._reactor, _dial_settings(settings), self._memory, self)
+        self._gate = self._make_gate(start) if start.queues else None
         self._listener = Listener(
             loop,
             self._reactor,
@@ -173,12 +180,28 @@ class Worker:
             self,
             start.max_connections,
             self._sources,
+            self._gate,
+        )
+
+    def _make_gate(self, start: Start) -> SynGate:
+        return SynGate(
+            self._loop,
+            self._reactor,
+            SynQueue(start.queues, QUEUE_ROOM),
+            Refuser(start.settings.rules.mark),
+            SocketTable(),
+            self._destinations,
+            self._dialer,
+            self,
+            min(MAX_HELD, start.max_connections),
         )
 
     def start(self) -> None:
         """Accept from now on."""
         self._counters[_ACTIVE] = 0
         self._listener.start()
+        if self._gate is not None:
+            self._gate.start()
 
     def handle(self, message: Message) -> None:
         """Do what the supervisor says."""
@@ -204,7 +227,7 @@ class Worker:
 
     def stop(self) -> int:
         """End everything at once; how many connections that reset."""
-        self._listener.stop()
+        self._stop_accepting()
         self._reset_all()
         self._dialer.close()
         self._reactor.stop()
@@ -212,12 +235,18 @@ class Worker:
 
     def _drain(self, timeout_s: float) -> None:
         self._draining = True
-        self._listener.stop()
+        self._stop_accepting()
         # Not closed: a TPROXY rule that finds no socket drops the packet (net/netfilter/xt_TPROXY.c), and a
         # client would wait. What connects while others drain is reset.
         self._loop.add_reader(self._listening.fileno(), self._turn_away)
         self._loop.call_later(timeout_s, self._reset_all)
         self._check_drained()
+
+    def _stop_accepting(self) -> None:
+        """First what has connected: its upstream may wait at the gate."""
+        self._listener.stop()
+        if self._gate is not None:
+            self._gate.stop()
 
     def _turn_away(self) -> None:
         try:
@@ -306,6 +335,25 @@ class Worker:
             else "try IPv4 first again: NAT64 is unreachable",
         )
         self._tell(Learned(scope, state, self._memory.epoch))
+
+    def held(self) -> None:
+        """See `proxy.connection.Observer`."""
+        self._counters[_HELD] += 1
+        self._counters[_ACTIVE] = self._dialer.active
+
+    def not_held(self) -> None:
+        """See `proxy.connection.Observer`."""
+        self._counters[_NOT_HELD] += 1
+        if self._counters[_NOT_HELD] == 1:
+            _log.warning(
+                "more than %d connects wait for an answer, or proxy.max_connections is reached: those beyond are "
+                "plain (said once)",
+                MAX_HELD,
+            )
+
+    def answered(self) -> None:
+        """See `proxy.connection.Observer`."""
+        self._over()
 
     def exhausted(self) -> None:
         """See `proxy.connection.Observer`."""

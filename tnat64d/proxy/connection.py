@@ -70,5 +70,14 @@ class Observer(Protocol):
     def learned(self, scope: Hashable, state: ScopeState, connection: Connection) -> None:
         """A scope changed its state, because of `connection`."""
 
+    def held(self) -> None:
+        """A SYN is held and its destination will be dialled."""
+
+    def not_held(self) -> None:
+        """A SYN was not held: too many are."""
+
+    def answered(self) -> None:
+        """A held SYN was let go, for its destination has connected; the connection will be accepted."""
+
     def exhausted(self) -> None:
         """The process or the system has no descriptors (or memory) left for a socket."""

@@ -25,6 +25,8 @@ class Counter(IntEnum):
     DOWN_BYTES = auto()
     ACCEPT_PAUSES = auto()
     OVER_LIMIT = auto()
+    HELD = auto()
+    NOT_HELD = auto()
 
 
 BLOCK_SIZE_BYTES = len(Counter) * INTEGER_SIZE_BYTES

@@ -20,6 +20,7 @@ from tnat64d.proxy.dialer import Dialer
 from tnat64d.proxy.reactor import Reactor
 from tnat64d.proxy.relay import reset
 from tnat64d.proxy.sources import SourceLimit
+from tnat64d.proxy.syn_gate import SynGate
 
 ACCEPTS_PER_TURN = 64
 EVERYBODY = 1 << 20
@@ -43,7 +44,9 @@ class Listener:
         observer: Observer,
         max_connections: int,
         sources: SourceLimit | None = None,
+        gate: SynGate | None = None,
     ) -> None:
+        """`gate`: what may have dialled already for a connection that is accepted."""
         self._loop = loop
         self._reactor = reactor
         self._listening = listening
@@ -53,6 +56,7 @@ class Listener:
         self._observer = observer
         self._max_connections = max_connections
         self._sources = sources
+        self._gate = gate
         self._resume_timer: asyncio.TimerHandle | None = None
         self._watched = False
         self._stopped = False
@@ -136,6 +140,8 @@ class Listener:
             self._observer.over_limit(address)
             return
         self._observer.accepted()
+        if self._gate is not None and self._gate.hand_over(client, address, target):
+            return
         self._dialer.begin(client, Connection(address, target, self._loop.time()))
 
     def _resume(self) -> None:

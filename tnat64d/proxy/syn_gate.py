@@ -1,0 +1,262 @@
+"""Honest connects: a SYN waits while its destination is dialled, and then meets what the dial met.
+
+Owns the SYNs that are held, and connected upstreams until the connection they were dialled for is accepted.
+Refuses to own the dialling (`proxy.dialer`), its order (`core.policy`) and the rules that bring SYNs here.
+
+    the dial        the SYN                     the program's connect()
+    connected       goes on, to the listener    succeeds; the accepted client is given the upstream
+    refused         dropped, reset sent         ECONNREFUSED
+    unreachable     dropped, ICMP error sent    ENETUNREACH or EHOSTUNREACH
+    silent          dropped                     waits on; its next SYN is dialled anew, as it would be sent anew
+    given up        dropped                     (it has ended: see `HeldDial.settle`)
+
+One dial for a connection: a SYN that comes again while the first is held is dropped. Another sequence number means
+another connection from the same port (RFC 9293, 3.4.1), and the dial for the first ends. What is no bare SYN, what
+leads nowhere, and what comes when too many are held goes on at once, and is plain.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from _socket import socket as RawSocket
+from select import EPOLLIN
+
+from tnat64d.core import policy
+from tnat64d.kernel.nfqueue import Syn, SynQueue
+from tnat64d.kernel.original_dst import Destination
+from tnat64d.kernel.refusals import Refusal, Refuser
+from tnat64d.kernel.sock_diag import SocketTable
+from tnat64d.proxy.connection import Connection, Observer
+from tnat64d.proxy.deadlines import Deadlines
+from tnat64d.proxy.destination import Destinations, Target
+from tnat64d.proxy.dialer import Dial, Dialer
+from tnat64d.proxy.reactor import Reactor
+
+MAX_HELD = 4096
+"""SYNs that one worker holds."""
+
+QUEUE_ROOM = 2 * MAX_HELD
+"""What one queue takes beyond its reader."""
+
+HANDSHAKE_S = 10.0
+"""How long a connected upstream waits for its client to be accepted: SYN-ACKs are sent again after 1, 3, 7 s."""
+
+SILENCE_S = 4.0
+"""A client behind a gateway sends its SYN again after 1 s, older systems after 3 s (RFC 6298), then after twice as
+long each time."""
+
+_Key = tuple[Destination, Destination]
+
+
+class HeldDial(Dial):
+    """Who waits is a program in connect(), whose SYN is held."""
+
+    __slots__ = ("gate", "seen_at", "syn")
+
+    def __init__(self, gate: SynGate, dialer: Dialer, connection: Connection, syn: Syn) -> None:
+        super().__init__(dialer, connection)
+        self.gate = gate
+        self.syn = syn
+        self.seen_at = connection.since
+
+    def settle(self) -> None:
+        """See Dial."""
+        if not self.over:
+            if self.gate.is_wanted(self):
+                self.dialer.settle_later(self)
+            else:
+                self.give_up()
+
+    def give_up(self) -> None:
+        """Nobody waits any more."""
+        self.connection.client_gone = True
+        self.refuse()
+
+    def connected(self, upstream: RawSocket, mask: int) -> None:
+        """See Dial."""
+        self.gate.let_go(self, upstream, mask)
+
+    def failed(self) -> None:
+        """See Dial."""
+        self.gate.refuse(self)
+
+
+class Upstream:
+    """A connected socket that waits for its client; remembers what is reported of it meanwhile."""
+
+    __slots__ = ("connection", "gate", "mask", "sequence", "sock")
+
+    def __init__(self, gate: SynGate, dial: HeldDial, sock: RawSocket, mask: int) -> None:
+        self.gate = gate
+        self.connection = dial.connection
+        self.sequence = dial.syn.sequence
+        self.sock = sock
+        self.mask = mask
+
+    def ready(self, mask: int) -> None:
+        """See `reactor.Watcher`."""
+        self.mask |= mask
+
+    def crashed(self) -> None:
+        """See `reactor.Watcher`."""
+
+
+class SynGate:
+    """A `reactor.Watcher` of the queues (level-triggered: what is left over is reported again)."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        reactor: Reactor,
+        queue: SynQueue,
+        refuser: Refuser,
+        sockets: SocketTable,
+        destinations: Destinations,
+        dialer: Dialer,
+        observer: Observer,
+        max_held: int,
+    ) -> None:
+        """`queue`, `refuser` and `sockets` are the gate's from now on. `max_held` counts those that wait, too."""
+        self._loop = loop
+        self._reactor = reactor
+        self._queue = queue
+        self._refuser = refuser
+        self._sockets = sockets
+        self._destinations = destinations
+        self._dialer = dialer
+        self._observer = observer
+        self._max_held = max_held
+        self._held: dict[_Key, HeldDial] = {}
+        # By client's address and destination, then by client's port: NAT may give the client another port on the
+        # way from here to the listener, where that port leads to the listener already.
+        self._waiting: dict[tuple[str, Destination], dict[int, Upstream]] = {}
+        self._waiting_count = 0
+        self._stopped = False
+        self._handshakes = Deadlines[Upstream](loop, HANDSHAKE_S, self._unclaimed)
+
+    def start(self) -> None:
+        """Hold SYNs from now on."""
+        self._reactor.watch(self._queue.fileno(), EPOLLIN, self)
+
+    def stop(self) -> None:
+        """Refuse those that are held; hold none any more, and give back everything. Idempotent."""
+        if self._stopped:
+            return
+        self._stopped = True
+        self._reactor.unwatch(self._queue.fileno())
+        for dial in tuple(self._held.values()):
+            dial.refuse()
+        for upstreams in tuple(self._waiting.values()):
+            for upstream in tuple(upstreams.values()):
+                self._close(upstream)
+        self._handshakes.cancel()
+        self._queue.close()
+        self._refuser.close()
+        self._sockets.close()
+
+    def ready(self, mask: int) -> None:
+        """See `reactor.Watcher`."""
+        for syn in self._queue.read():
+            self._receive(syn)
+
+    def crashed(self) -> None:
+        """See `reactor.Watcher`."""
+
+    def hand_over(self, client: RawSocket, address: Destination, target: Target) -> bool:
+        """Relay between the accepted `client` and the upstream that was dialled for it; False if there is none."""
+        pair = (address[0], target.destination)
+        upstreams = self._waiting.get(pair)
+        if upstreams is None:
+            return False
+        port = address[1] if address[1] in upstreams else next(iter(upstreams))
+        upstream = upstreams[port]
+        self._forget(upstream)
+        self._dialer.relay(upstream.connection, client, None, upstream.sock, upstream.mask)
+        return True
+
+    def is_wanted(self, dial: HeldDial) -> bool:
+        """Whether somebody still waits for `dial`."""
+        syn = dial.syn
+        if not syn.in_device:
+            return self._sockets.is_connecting(syn.client, syn.destination, syn.out_device)
+        silence_s = max(SILENCE_S, 2 * (dial.seen_at - dial.connection.since) + 1)
+        return self._loop.time() - dial.seen_at < silence_s
+
+    def let_go(self, dial: HeldDial, sock: RawSocket, mask: int) -> None:
+        """`dial` has connected `sock`."""
+        syn = dial.syn
+        del self._held[syn.client, syn.destination]
+        upstream = Upstream(self, dial, sock, mask)
+        self._waiting.setdefault((syn.client[0], syn.destination), {})[syn.client[1]] = upstream
+        self._waiting_count += 1
+        self._reactor.hand_over(sock.fileno(), upstream)
+        self._handshakes.start(upstream)
+        self._queue.accept(syn)
+        self._observer.answered()
+
+    def refuse(self, dial: HeldDial) -> None:
+        """`dial` has failed."""
+        syn, connection = dial.syn, dial.connection
+        del self._held[syn.client, syn.destination]
+        self._queue.drop(syn)
+        code = policy.outcome(connection.ipv4_error, connection.nat64_error)
+        if not connection.client_gone and code != errno.ETIMEDOUT:
+            self._refuser.send(syn, Refusal.of(code))
+
+    def _receive(self, syn: Syn) -> None:
+        if not syn.is_bare:
+            self._queue.accept(syn)
+            return
+        held = self._held.get((syn.client, syn.destination))
+        if held is not None:
+            if held.syn.sequence == syn.sequence:
+                held.seen_at = self._loop.time()
+                self._queue.drop(syn)
+                return
+            held.give_up()
+        elif self._is_answered(syn):
+            self._queue.accept(syn)
+            return
+        target = self._destinations.resolve(syn.destination)
+        if target is None:
+            self._queue.accept(syn)
+        elif self._dialer.active + self._waiting_count >= self._max_held:
+            self._observer.not_held()
+            self._queue.accept(syn)
+        else:
+            self._hold(syn, target)
+
+    def _hold(self, syn: Syn, target: Target) -> None:
+        dial = HeldDial(self, self._dialer, Connection(syn.client, target, self._loop.time()), syn)
+        self._held[syn.client, syn.destination] = dial
+        self._observer.held()
+        self._dialer.run(dial)
+
+    def _is_answered(self, syn: Syn) -> bool:
+        """Whether its upstream waits already: the handshake has lost a packet. Of an older one nothing is left."""
+        upstreams = self._waiting.get((syn.client[0], syn.destination))
+        upstream = None if upstreams is None else upstreams.get(syn.client[1])
+        if upstream is None:
+            return False
+        if upstream.sequence == syn.sequence:
+            return True
+        self._close(upstream)
+        return False
+
+    def _unclaimed(self, upstream: Upstream) -> None:
+        self._close(upstream)
+
+    def _close(self, upstream: Upstream) -> None:
+        self._forget(upstream)
+        self._reactor.close(upstream.sock)
+
+    def _forget(self, upstream: Upstream) -> None:
+        connection = upstream.connection
+        pair = (connection.client[0], connection.target.destination)
+        upstreams = self._waiting[pair]
+        del upstreams[connection.client[1]]
+        if not upstreams:
+            del self._waiting[pair]
+        self._waiting_count -= 1
+        self._handshakes.stop(upstream)
