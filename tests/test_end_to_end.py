@@ -41,7 +41,7 @@ NFTABLES = {"backend": "nftables"}
 
 USUAL = "owned"
 TPROXY = "tproxy-nftables"
-VARIANTS: dict[str, Tables] = {
+_PLAIN: dict[str, Tables] = {
     USUAL: {},
     "asyncio": {"proxy": {"loop": "asyncio"}},
     "static-nftables": {"rules": NFTABLES},
@@ -50,6 +50,13 @@ VARIANTS: dict[str, Tables] = {
     TPROXY: {"rules": NFTABLES | {"mode": "tproxy"}},
     "tproxy-iptables-nft": {"rules": IPTABLES_NFT | {"mode": "tproxy"}},
     "tproxy-iptables-legacy": {"rules": IPTABLES_LEGACY | {"mode": "tproxy"}},
+}
+VARIANTS: dict[str, Tables] = {
+    **_PLAIN,
+    **{
+        f"{name}, honest": {**tables, "proxy": {"connect": "honest", **tables.get("proxy", {})}}
+        for name, tables in _PLAIN.items()
+    },
 }
 """Static ones by `setup` and `serve`, the others by `up`."""
 MIB = 1 << 20
@@ -64,6 +71,7 @@ class World:
 
     lab: Nat64Lab
     daemon: Daemon
+    is_honest: bool
 
     def dial(self, port: int) -> socket.socket:
         return dial(self.lab.client, port)
@@ -74,13 +82,13 @@ def make_world(variant: str) -> Iterator[World]:
         lab.start_servers()
         static = variant.startswith("static")
         with Service(lab.client, lab.directory, settings=VARIANTS[variant], is_static=static) as service:
-            yield World(lab, service.daemon)
+            yield World(lab, service.daemon, "honest" in variant)
 
 
-@pytest.fixture(scope="module")
-def world() -> Iterator[World]:
+@pytest.fixture(scope="module", params=[USUAL, f"{USUAL}, honest"])
+def world(request: pytest.FixtureRequest) -> Iterator[World]:
     """The usual variant."""
-    yield from make_world(USUAL)
+    yield from make_world(request.param)
 
 
 @pytest.fixture(scope="module", params=VARIANTS)
@@ -112,8 +120,12 @@ def test_a_half_closed_connection_still_gets_its_answer(each_world: World) -> No
         assert read_all(sock) == b"the whole question"
 
 
-def test_a_refused_port_resets_the_application(each_world: World) -> None:
-    expect_reset(each_world.lab.client, Port.REFUSED)
+def test_a_refused_port_resets_the_application_or_is_told_by_connect(each_world: World) -> None:
+    if each_world.is_honest:
+        with pytest.raises(ConnectionRefusedError):
+            each_world.dial(Port.REFUSED)
+    else:
+        expect_reset(each_world.lab.client, Port.REFUSED)
 
 
 def test_a_reset_by_the_server_reaches_the_application(each_world: World) -> None:

@@ -339,7 +339,7 @@ class Worker:
     def held(self) -> None:
         """See `proxy.connection.Observer`."""
         self._counters[_HELD] += 1
-        self._counters[_ACTIVE] = self._dialer.active
+        self._counters[_ACTIVE] += 1
 
     def not_held(self) -> None:
         """See `proxy.connection.Observer`."""

@@ -200,7 +200,9 @@ class SynGate:
         syn, connection = dial.syn, dial.connection
         del self._held[syn.client, syn.destination]
         self._queue.drop(syn)
-        code = policy.outcome(connection.ipv4_error, connection.nat64_error)
+        code = errno.ECONNREFUSED  # this daemon's own answer, if it ended the dial
+        if dial.phase is policy.Phase.DONE:
+            code = policy.outcome(connection.ipv4_error, connection.nat64_error)
         if not connection.client_gone and code != errno.ETIMEDOUT:
             self._refuser.send(syn, Refusal.of(code))
 

@@ -1,0 +1,272 @@
+"""What a program sees of connect(): every outcome a network has, by every kind of program, over every way.
+
+    python -m tests.lab.connects        prints the table of docs/honest-connect.md
+
+Owns the destinations, the programs and what each of them says. Refuses to own what must be equal (the tests).
+
+The destinations lie behind the real NAT64, each with the outcome that its address stands for. `direct` is the same
+program with the IPv6 address of the destination under the prefix: the truth that the others are compared with.
+"""
+
+from __future__ import annotations
+
+import json
+import select
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Self
+
+from tests.lab.daemon import Daemon, Tables
+from tests.lab.namespace import LabError, Namespace
+from tests.lab.nat64 import SERVER_V4, Nat64Lab, nat64_address
+from tests.lab.servers import Port
+from tnat64d.kernel.nfqueue import SynQueue
+
+OPEN = "accepts"
+REFUSED = "refuses"
+FILTERED = "is silent"
+NO_NEIGHBOUR = "is gone from its network"
+NO_ROUTE = "has no route to it"
+PROHIBITED = "is prohibited"
+SLOW = "accepts after 0.4 s"
+DESTINATIONS = {
+    OPEN: SERVER_V4,
+    REFUSED: "198.51.100.11",
+    FILTERED: "198.51.100.12",
+    NO_NEIGHBOUR: "198.51.100.13",
+    NO_ROUTE: "198.51.100.14",
+    PROHIBITED: "198.51.100.15",
+    SLOW: "198.51.100.16",
+}
+SLOW_S = 0.4
+PATIENCE_S = 1.5
+"""After that a program that still waits is said to."""
+
+WAITS = "waits"
+
+_PYTHON = """
+import asyncio, errno, json, select, socket, sys, time
+how, address, port = sys.argv[1], sys.argv[2], int(sys.argv[3])
+family = socket.AF_INET6 if ":" in address else socket.AF_INET
+
+def blocking():
+    with socket.socket(family) as sock:
+        return sock.connect_ex((address, port))
+
+def polling():
+    with socket.socket(family) as sock:
+        sock.setblocking(False)
+        sock.connect_ex((address, port))
+        poll = select.poll()
+        poll.register(sock, select.POLLOUT)
+        poll.poll()
+        return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+
+def in_asyncio():
+    async def connect():
+        _, writer = await asyncio.open_connection(address, port)
+        writer.close()
+    asyncio.run(connect())
+    return 0
+
+def with_timeout():
+    with socket.create_connection((address, port), timeout=1.2):
+        return 0
+
+started = time.monotonic()
+try:
+    code = locals()[how]()
+except TimeoutError as error:
+    code = error.errno or errno.ETIMEDOUT
+except OSError as error:
+    code = error.errno
+print(json.dumps([errno.errorcode.get(code, "connected"), time.monotonic() - started]))
+"""
+_C = r"""
+#include <errno.h>
+#include <netdb.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <time.h>
+
+int main(int argc, char **argv)
+{
+	struct addrinfo hints = {.ai_flags = AI_NUMERICHOST, .ai_socktype = SOCK_STREAM}, *found;
+	struct timespec before, after;
+	const char *name;
+	int fd;
+
+	if (argc != 3 || getaddrinfo(argv[1], argv[2], &hints, &found) != 0)
+		return 125;
+	fd = socket(found->ai_family, SOCK_STREAM, 0);
+	clock_gettime(CLOCK_MONOTONIC, &before);
+	name = connect(fd, found->ai_addr, found->ai_addrlen) == 0 ? "connected" : strerrorname_np(errno);
+	clock_gettime(CLOCK_MONOTONIC, &after);
+	printf("[\"%s\", %f]\n", name, after.tv_sec - before.tv_sec + (after.tv_nsec - before.tv_nsec) / 1e9);
+	return 0;
+}
+"""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a program saw of one connect(), and after how many seconds."""
+
+    outcome: str
+    after_s: float
+
+    def __str__(self) -> str:
+        return f"{self.outcome}, {self.after_s:.2f} s"
+
+
+PROGRAMS = ("blocking", "polling", "in_asyncio", "with_timeout", "compiled", "nc -z", "curl, two addresses")
+
+
+class ConnectsLab(Nat64Lab):
+    """A real NAT64 with DESTINATIONS behind it, and the programs that connect to them."""
+
+    def build(self) -> None:
+        super().build()
+        self.ip("server", *(f"addr add {DESTINATIONS[name]}/24 dev eth0" for name in (REFUSED, SLOW)))
+        for name, target in (
+            (FILTERED, "DROP"),
+            (NO_ROUTE, "REJECT --reject-with icmp-net-unreachable"),
+            (PROHIBITED, "REJECT --reject-with icmp-admin-prohibited"),
+        ):
+            self.router.run(["iptables", "-A", "FORWARD", "-d", DESTINATIONS[name], "-j", *target.split()])
+        reset = f"-p tcp -d {DESTINATIONS[REFUSED]} -j REJECT --reject-with tcp-reset"
+        hold = f"-p tcp --syn -d {DESTINATIONS[SLOW]} -j NFQUEUE --queue-num 1"
+        for rule in (reset, hold):
+            self.server.run(["iptables", "-A", "INPUT", *rule.split()])
+        # A router whose neighbour does not answer says so after a second or three: here sooner.
+        self.router.write_sysctl("net.ipv6.neigh.to_client.mcast_solicit", 1)
+        self.router.write_sysctl("net.ipv6.neigh.to_client.retrans_time_ms", 300)
+        self.ip("router", f"route add {nat64_address(DESTINATIONS[NO_NEIGHBOUR])}/128 via fe80::98 dev to_client")
+        self._delayer = _Delayer(self.server)
+        self._compiled = self.directory / "connect"
+        compiler = ["gcc", "-O1", "-D_GNU_SOURCE", "-x", "c", "-", "-o", str(self._compiled)]
+        subprocess.run(compiler, input=_C, text=True, check=True)
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        self.start_servers()
+        return self
+
+    def close(self) -> None:
+        """See Lab."""
+        if hasattr(self, "_delayer"):
+            self._delayer.stop()
+        super().close()
+
+    def connect(self, program: str, destination: str, way: str) -> Seen:
+        """What `program` sees of connect() to `destination`; `way`: direct, or by IPv4, behind `tnat64` or not."""
+        address, second = DESTINATIONS[destination], SERVER_V4
+        if way == "direct":
+            address, second = nat64_address(address), nat64_address(second)
+        wrapper = ["tnat64"] if way == "tnat64" else []
+        if program == "nc -z":
+            return self._timed([*wrapper, "nc", "-z", "-w", "1", address, str(int(Port.HTTP))])
+        if program == "curl, two addresses":
+            addresses = ",".join(f"[{each}]" if ":" in each else each for each in (address, second))
+            options = [
+                "--resolve",
+                f"server.example:{int(Port.HTTP)}:{addresses}",
+                "--connect-timeout",
+                "2",
+                "--max-time",
+                "4",
+            ]
+            return self._timed([*wrapper, "curl", "-s", *options, "http://server.example/"])
+        if program == "compiled":
+            argv = [str(self._compiled), address, str(int(Port.HTTP))]
+        else:
+            argv = [sys.executable, "-Ic", _PYTHON, program, address, str(int(Port.HTTP))]
+        done = self.client.run(["timeout", str(PATIENCE_S), *wrapper, *argv], check=False, env=self._environment())
+        if done.returncode == 124:
+            return Seen(WAITS, PATIENCE_S)
+        if done.returncode != 0:
+            raise LabError(f"{argv} ended with {done.returncode}: {done.stderr}")
+        return Seen(*json.loads(done.stdout))
+
+    def _timed(self, argv: list[str]) -> Seen:
+        started = time.monotonic()
+        done = self.client.run(argv, check=False, env=self._environment())
+        return Seen(f"exit code {done.returncode}", time.monotonic() - started)
+
+    def _environment(self) -> dict[str, str]:
+        """For tnat64, which reads its file in each process."""
+        conf = self.directory / "tnat64.conf"
+        conf.write_text(f"nat64_prefix = {self.prefix.removesuffix('/96')}\n")
+        return {"TNAT64_CONF_FILE": str(conf)}
+
+
+class _Delayer:
+    """Lets SYNs to SLOW wait for a while, in a namespace."""
+
+    def __init__(self, namespace: Namespace) -> None:
+        self._queue = namespace.call(SynQueue, [1], 1000)
+        self._stopping = threading.Event()
+        self._wake, self._woken = socket.socketpair()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            select.select([self._queue.fileno(), self._woken.fileno()], [], [])
+            for syn in self._queue.read():
+                threading.Timer(SLOW_S, self._queue.accept, [syn]).start()
+
+    def stop(self) -> None:
+        """Hold no more."""
+        self._stopping.set()
+        self._wake.close()
+        self._thread.join()
+        self._queue.close()
+        self._woken.close()
+
+
+_SOON = {"drain_timeout_s": 0.2}
+"""Nobody is left whose connection to a silent destination would be worth waiting for."""
+
+HONEST: Tables = {"proxy": {"connect": "honest", **_SOON}}
+
+
+@contextmanager
+def honest_daemon(lab: ConnectsLab) -> Iterator[Daemon]:
+    """A daemon, connects honest."""
+    with Daemon(lab.client, lab.directory, settings=HONEST) as daemon:
+        yield daemon
+
+
+def _main() -> None:
+    ways = ["direct", *(["tnat64"] if shutil.which("tnat64") else []), "honest", "plain"]
+    with ConnectsLab() as lab:
+        seen: dict[tuple[str, str, str], Seen] = {}
+        for way in ways:
+            settings: dict[str, Tables] = {"honest": HONEST, "plain": {"proxy": _SOON}}
+            daemon = Daemon(lab.client, lab.directory, settings=settings[way]) if way in settings else None
+            if daemon is not None:
+                daemon.__enter__()
+            for destination in DESTINATIONS:
+                for program in PROGRAMS:
+                    seen[way, destination, program] = lab.connect(program, destination, way)
+            if daemon is not None:
+                daemon.stop()
+    print(f"| the destination | program | {' | '.join(ways)} |")
+    print("|---" * (len(ways) + 2) + "|")
+    for destination in DESTINATIONS:
+        for program in PROGRAMS:
+            cells = (str(seen[way, destination, program]) for way in ways)
+            print(f"| {destination} | {program} | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,238 @@
+"""Honest connects: what a program sees is what it would see on a direct IPv6 connection to the NAT64 address."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.lab import SERVER_V4, IdealNat64Lab, Namespace, Port, nat64_address, wait_until
+from tests.lab.connects import (
+    DESTINATIONS,
+    PROGRAMS,
+    PROHIBITED,
+    ConnectsLab,
+    Seen,
+    honest_daemon,
+)
+from tests.lab.daemon import Daemon, Service, Tables, dial, echo, expect_reset, run_cli, seconds_of
+from tests.test_scopes import GatewayLab, gateway_lab
+
+__all__ = ["gateway_lab"]
+
+pytestmark = pytest.mark.netns("tayga", "iptables-nft", "iptables-legacy", "nft", "nc", "curl", "gcc", "setpriv")
+
+SAME_TIME_S = 0.4
+"""Machines are busy. The outcomes lie further apart, or their names differ."""
+
+SILENT = "198.51.100.200"
+STATIC_WAYS: dict[str, dict[str, Mapping[str, object]]] = {
+    "nftables": {"rules": {"backend": "nftables"}},
+    "iptables-nft": {"rules": {"backend": "iptables", "iptables": "iptables-nft"}},
+    "iptables-legacy": {"rules": {"backend": "iptables", "iptables": "iptables-legacy"}},
+    "tproxy": {"rules": {"mode": "tproxy", "backend": "nftables"}},
+}
+
+
+@pytest.fixture(scope="module")
+def connects_lab() -> Iterator[ConnectsLab]:
+    """One for the whole table."""
+    with ConnectsLab() as lab:
+        yield lab
+
+
+@pytest.fixture(scope="module")
+def truth(connects_lab: ConnectsLab) -> dict[tuple[str, str], Seen]:
+    """What each program sees directly, measured before a daemon runs."""
+    return {
+        (destination, program): connects_lab.connect(program, destination, "direct")
+        for destination in DESTINATIONS
+        for program in PROGRAMS
+    }
+
+
+@pytest.fixture(scope="module")
+def honest_world(
+    connects_lab: ConnectsLab, truth: dict[tuple[str, str], Seen]
+) -> Iterator[tuple[ConnectsLab, dict[tuple[str, str], Seen]]]:
+    """The lab with a daemon, and the truth."""
+    with honest_daemon(connects_lab):
+        yield connects_lab, truth
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("destination", DESTINATIONS)
+def test_a_connect_ends_as_the_direct_one_and_as_soon(
+    honest_world: tuple[ConnectsLab, dict[tuple[str, str], Seen]], destination: str, program: str
+) -> None:
+    lab, truth = honest_world
+    direct = truth[destination, program]
+    honest = lab.connect(program, destination, "honest")
+    expected = direct.outcome
+    if destination == PROHIBITED:  # no message of IPv4 makes it (icmp_err_convert in net/ipv4/icmp.c)
+        expected = expected.replace("EACCES", "EHOSTUNREACH")
+    assert honest.outcome == expected
+    assert abs(honest.after_s - direct.after_s) < SAME_TIME_S, f"{honest} but directly {direct}"
+
+
+def silence(lab: IdealNat64Lab) -> None:
+    """Nobody answers for SILENT."""
+    lab.server.run(["ip6tables-nft", "-A", "INPUT", "-d", nat64_address(SILENT), "-j", "DROP"])
+
+
+def honest(proxy: Mapping[str, object] | None = None, **tables: Mapping[str, object]) -> Tables:
+    """Settings with honest connects: keys of [proxy], and other tables."""
+    return {"proxy": {"connect": "honest", **(proxy or {})}, **tables}
+
+
+def connect_code(host: Namespace, port: int, address: str = SERVER_V4, timeout_s: float = 5.0) -> int:
+    with host.socket() as sock:
+        sock.settimeout(timeout_s)
+        return sock.connect_ex((address, port))
+
+
+def spread(daemon: Daemon, counter: str) -> list[int]:
+    """The counter of each worker."""
+    return [worker[counter] for worker in daemon.status()["workers"]]
+
+
+@pytest.mark.parametrize("way", STATIC_WAYS)
+def test_the_worker_that_has_dialled_accepts(ideal_lab: IdealNat64Lab, way: str) -> None:
+    settings = honest({"workers": 3}, **STATIC_WAYS[way])
+    with Service(ideal_lab.client, ideal_lab.directory, settings=settings) as service:
+        for _ in range(60):
+            with dial(ideal_lab.client, Port.ECHO) as sock:
+                echo(sock)
+        service.daemon.wait_for_total("relayed_nat64", 60)
+        held, accepted = spread(service.daemon, "held"), spread(service.daemon, "accepted")
+        assert held == accepted
+        assert min(held) > 0
+        assert connect_code(ideal_lab.client, Port.REFUSED) == errno.ECONNREFUSED
+        assert service.daemon.total("accepted") == 60
+
+
+def test_only_named_ports_and_networks_are_honest(ideal_lab: IdealNat64Lab) -> None:
+    proxy = {"honest_ports": ["1-1003"], "honest_networks": ["198.51.100.0/24"]}
+    with Daemon(ideal_lab.client, ideal_lab.directory, settings=honest(proxy)) as daemon:
+        assert connect_code(ideal_lab.client, Port.REFUSED) == errno.ECONNREFUSED
+        assert daemon.total("accepted") == 0
+        expect_reset(ideal_lab.client, 1004)
+        expect_reset(ideal_lab.client, Port.REFUSED, "203.0.113.10")
+        assert (daemon.total("accepted"), daemon.total("held")) == (2, 1)
+
+
+def test_a_program_that_gives_up_leaves_nothing_behind(ideal_lab: IdealNat64Lab) -> None:
+    silence(ideal_lab)
+    with Daemon(ideal_lab.client, ideal_lab.directory, settings=honest({"workers": 1})) as daemon:
+        (worker,) = daemon.worker_pids()
+
+        def descriptors() -> int:
+            return len(list(Path(f"/proc/{worker}/fd").iterdir()))
+
+        with dial(ideal_lab.client, Port.ECHO) as sock:  # what is opened once is open now
+            echo(sock)
+        daemon.wait_for_total("active", 0)
+        before = descriptors()
+        with contextlib.ExitStack() as stack:
+            for _ in range(50):
+                sock = stack.enter_context(ideal_lab.client.socket())
+                sock.setblocking(False)
+                sock.connect_ex((SILENT, 80))
+            daemon.wait_for_total("active", 50)
+            assert descriptors() == before + 50
+        wait_until(lambda: daemon.total("active") == 0, "the dials end", timeout_s=5)
+        assert descriptors() == before
+        assert daemon.total("refused") == 50
+
+
+def test_without_a_daemon_static_rules_let_every_syn_pass(ideal_lab: IdealNat64Lab) -> None:
+    host = ideal_lab.client
+    daemon = Daemon(host, ideal_lab.directory, command="serve", settings=honest())
+    assert daemon.run("setup", "-f", str(daemon.conf)).returncode == 0
+    started = time.monotonic()
+    assert connect_code(host, Port.ECHO) == errno.ECONNREFUSED, "as in plain mode: nobody listens"
+    assert seconds_of(started) < 0.9
+    with daemon:
+        assert connect_code(host, Port.ECHO) == 0
+        assert daemon.total("held") == 1
+    assert daemon.run("teardown").returncode == 0
+
+
+def test_connects_while_a_worker_is_replaced_do_not_hang(ideal_lab: IdealNat64Lab) -> None:
+    with Daemon(ideal_lab.client, ideal_lab.directory, settings=honest({"workers": 1})) as daemon:
+        (worker,) = daemon.worker_pids()
+        os.kill(worker, signal.SIGKILL)
+        with dial(ideal_lab.client, Port.ECHO) as sock:  # plain, and accepted by the next worker
+            echo(sock)
+        daemon.wait_for_log("a new one is started")
+        wait_until(lambda: daemon.worker_pids() not in ([worker], [None]), "another worker")
+        wait_until(lambda: connect_code(ideal_lab.client, Port.REFUSED) == errno.ECONNREFUSED, "honest again")
+
+
+def test_those_who_wait_when_the_daemon_ends_are_refused(ideal_lab: IdealNat64Lab) -> None:
+    silence(ideal_lab)
+    with Daemon(ideal_lab.client, ideal_lab.directory, settings=honest()) as daemon:
+        with ideal_lab.client.socket() as sock:
+            sock.setblocking(False)
+            sock.connect_ex((SILENT, 80))
+            daemon.wait_for_total("held", 1)
+            daemon.stop()
+            wait_until(
+                lambda: sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNREFUSED, "refused"
+            )
+
+
+@pytest.mark.parametrize("way", ["owned", "nftables", "iptables-nft", "iptables-legacy"])
+def test_programs_behind_a_gateway_see_the_truth(gateway_lab: GatewayLab, way: str) -> None:
+    settings = honest(scope={"gateway": ["br-test"]}, **STATIC_WAYS.get(way, {}))
+    with Service(
+        gateway_lab.client, gateway_lab.directory, settings=settings, is_static=way != "owned"
+    ) as service:
+        daemon = service.daemon
+        with dial(gateway_lab.container, Port.ECHO) as sock:
+            echo(sock)
+        assert connect_code(gateway_lab.container, Port.REFUSED) == errno.ECONNREFUSED
+        assert (daemon.total("held"), daemon.total("accepted")) == (2, 1)
+        gateway_lab.ip("client", "route add unreachable 2001:db8:64::/96")
+        assert connect_code(gateway_lab.container, Port.ECHO) == errno.EHOSTUNREACH
+        gateway_lab.ip("client", "route del unreachable 2001:db8:64::/96")
+
+
+def test_a_syn_that_comes_again_from_behind_a_gateway_is_dialled_once(gateway_lab: GatewayLab) -> None:
+    silence(gateway_lab)
+    settings = honest(scope={"gateway": ["br-test"]})
+    with Daemon(gateway_lab.client, gateway_lab.directory, settings=settings) as daemon:
+        started = time.monotonic()
+        assert connect_code(gateway_lab.container, 80, SILENT, timeout_s=3.5) == errno.EAGAIN
+        assert daemon.total("held") == 1, "it was sent again after 1 s and after 3 s"
+        wait_until(lambda: daemon.total("active") == 0, "the dial ends", timeout_s=15)
+        assert time.monotonic() - started < 15
+        assert daemon.total("held") == 1
+
+
+def test_without_the_capability_the_daemon_says_so(ideal_lab: IdealNat64Lab) -> None:
+    daemon = Daemon(ideal_lab.client, ideal_lab.directory, command="serve", settings=honest())
+    done = run_cli(
+        ideal_lab.client,
+        "serve",
+        *daemon.command[-4:],
+        program=("setpriv", "--bounding-set=-net_admin", *daemon.command[:3]),
+    )
+    assert done.returncode == 77
+    assert 'connect = "honest" in tnat64d.toml needs CAP_NET_ADMIN (or root)' in done.stderr
+
+
+def test_queues_that_another_program_has_are_named(ideal_lab: IdealNat64Lab) -> None:
+    with Daemon(ideal_lab.client, ideal_lab.directory, command="serve", settings=honest()):
+        settings = honest({"port": 6465})
+        second = Daemon(ideal_lab.client, ideal_lab.directory, command="serve", settings=settings)
+        done = run_cli(ideal_lab.client, "serve", *second.command[-4:])
+        assert done.returncode == 1
+        assert "packet queue 6464 is another program's" in done.stderr
