@@ -29,6 +29,7 @@ from tnat64d.core.policy import (
     begin,
     ipv4_event,
     nat64_event,
+    outcome,
 )
 
 IPV4_FIRST = ScopeState.IPV4_FIRST
@@ -477,3 +478,23 @@ def test_the_memory_is_bounded_and_knows_what_was_learned_last(
         memory.learn(scope, state)
         assert memory.state(scope) is state
         assert len(memory.sticky_scopes()) <= max_entries
+
+
+@pytest.mark.parametrize(
+    ("ipv4_error", "nat64_error", "told"),
+    [
+        (errno.ENETUNREACH, errno.ECONNREFUSED, errno.ECONNREFUSED),
+        (errno.ECONNREFUSED, 0, errno.ECONNREFUSED),
+        (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ECONNREFUSED),  # NAT64 sticky, then IPv4 answers
+        (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EHOSTUNREACH),
+        (errno.ENETUNREACH, errno.ETIMEDOUT, errno.ETIMEDOUT),
+        (errno.ETIMEDOUT, errno.ENETUNREACH, errno.ENETUNREACH),
+        (errno.ENETUNREACH, 0, errno.ENETUNREACH),  # no prefix
+        (errno.ETIMEDOUT, 0, errno.ETIMEDOUT),
+        (0, errno.EACCES, errno.EACCES),
+    ],
+)
+def test_a_refused_connection_ends_with_an_answer_or_with_what_nat64_said(
+    ipv4_error: int, nat64_error: int, told: int
+) -> None:
+    assert outcome(ipv4_error, nat64_error) == told

@@ -11,9 +11,12 @@ import socket
 import sys
 import time
 
+import pytest
+
 from tests.lab import IdealNat64Lab, Port, wait_until
 from tests.lab.daemon import Daemon, dial, echo, expect_refused, expect_reset, is_alive, seconds_of
-from tnat64d.daemon.pool import DEATHS_IN_A_ROW, connection_limit, share
+from tnat64d.core.settings import Proxy, Rules, Settings
+from tnat64d.daemon.pool import DEATHS_IN_A_ROW, connection_limit, queues_of, share
 
 
 def daemon_in(lab: IdealNat64Lab, command: str = "up", **proxy: object) -> Daemon:
@@ -205,3 +208,15 @@ def test_connections_are_limited_by_what_is_configured_and_by_descriptors() -> N
 
 def test_a_share_of_a_limit_is_rounded_up_and_none_stays_none() -> None:
     assert [share(limit, workers=4) for limit in (0, 1, 4, 5)] == [0, 1, 1, 2]
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 8])
+def test_every_queue_has_one_worker_and_every_worker_a_queue(workers: int) -> None:
+    settings = Settings(proxy=Proxy(connect="honest"), rules=Rules(queue=100))
+    queues = [queues_of(slot, workers, settings) for slot in range(workers)]
+    assert sorted(queue for own in queues for queue in own) == list(range(100, 108))
+    assert all(queues)
+
+
+def test_where_connects_are_plain_no_worker_has_a_queue() -> None:
+    assert queues_of(0, 2, Settings()) == ()

@@ -46,6 +46,7 @@ _MESSAGE_BYTES = 4096
 _FIRST_ATTRIBUTE = 20
 _ATTRIBUTE = struct.Struct("=HH")
 _INTEGER = struct.Struct("!I")
+_TWO_INTEGERS = struct.Struct("!II")
 _HEADER = struct.Struct("=IHHII")
 _IP = struct.Struct("!BxHxxxxxxxx4s4s")
 _TCP = struct.Struct("!HHI4xBB")
@@ -91,6 +92,7 @@ class SynQueue:
         try:
             self._socket.bind((0, 0))
             self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER_BYTES)
+            self._verdict_to = {queue: _without_verdict(queue) for queue in numbers}
             for queue in numbers:
                 self._bind(queue, room)
             self._socket.setblocking(False)
@@ -130,9 +132,8 @@ class SynQueue:
         self._give(syn.queue, syn.packet, _NF_DROP)
 
     def _give(self, queue: int, packet: int, verdict: int) -> None:
-        body = attribute(_NFQA_VERDICT_HDR, struct.pack("!II", verdict, packet))
         try:
-            self._socket.send(frame(_VERDICT, _NLM_F_REQUEST, 0, body, queue))
+            self._socket.send(self._verdict_to[queue] + _TWO_INTEGERS.pack(verdict, packet))
         except OSError:
             pass  # no memory in the kernel: the client's next SYN asks again
 
@@ -151,6 +152,7 @@ class SynQueue:
                 (out_device,) = _INTEGER.unpack_from(message, offset + 4)
             elif kind == _NFQA_PAYLOAD:
                 payload = message[offset + 4 : offset + length]
+                break  # it comes last (nfqnl_build_packet_message)
             offset += (length + 3) & ~3
         try:
             version, size_bytes, source, target = _IP.unpack_from(payload)
@@ -196,6 +198,12 @@ class SynQueue:
         syn = self._parse(message)
         if syn is not None:
             self.accept(syn)
+
+
+def _without_verdict(queue: int) -> bytes:
+    """The message that gives a verdict in `queue`, up to the verdict and the number of the packet."""
+    body = attribute(_NFQA_VERDICT_HDR, bytes(_TWO_INTEGERS.size))
+    return frame(_VERDICT, _NLM_F_REQUEST, 0, body, queue)[: -_TWO_INTEGERS.size]
 
 
 def require() -> None:
