@@ -265,7 +265,7 @@ def _main() -> None:
     for destination in DESTINATIONS:
         for program in PROGRAMS:
             cells = (str(seen[way, destination, program]) for way in ways)
-            print(f"| {destination} | {program} | {' | '.join(cells)} |")
+            print(f"| {destination} | {program.replace('_', ' ')} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":
