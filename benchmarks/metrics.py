@@ -184,6 +184,7 @@ TARGETS: tuple[Target, ...] = (
       for key, peer, factor in _PER_CONNECTION),
     Target("connections_per_s", "haproxy-2", 1.0, "tnat64d-2"),
     Target("connections_per_s", "nginx-2", 0.9, "tnat64d-2"),
+    Target("cpu_s_per_1000_connections", "tnat64d", 1.5, "tnat64d-honest"),
     *(Target(key, None, 2.0) for key in _IDLE_MEMORY),
     *(Target(key, peer, 1.0) for key in _IDLE_MEMORY for peer in ("haproxy", "nginx")),
     *(Target(key, "socat", 1.0) for key in _IDLE_MEMORY[:-1]),  # it is not asked for the most

@@ -110,11 +110,13 @@ class Hosts(RuleBasedStateMachine):
         backend=st.sampled_from(BACKENDS),
         mode=st.sampled_from(["redirect", "tproxy"]),
         scope=st.sampled_from(SCOPES),
+        connect=st.sampled_from(["plain", "honest"]),
     )
-    def set_up(self, backend: dict[str, str], mode: str, scope: dict[str, list[str]]) -> None:
+    def set_up(self, backend: dict[str, str], mode: str, scope: dict[str, list[str]], connect: str) -> None:
         if not self.count():
             return
-        chosen = toml.parse(as_toml(self.tables_of(backend, mode, scope)), "t.toml")
+        tables: Tables = {**self.tables_of(backend, mode, scope), "proxy": {"connect": connect}}
+        chosen = toml.parse(as_toml(tables), "t.toml")
         static = self.host.call(StaticRules, chosen, "t.toml")
         note(f"by {static.choice.name}")
         self.host.call(static.install, CONFIG)
@@ -130,11 +132,17 @@ class Hosts(RuleBasedStateMachine):
         self.is_down = True
         self.compare()
 
-    @rule(scope=st.sampled_from(SCOPES), backend=st.sampled_from(BACKENDS[:3]), flushed=st.booleans())
-    def crash(self, scope: dict[str, list[str]], backend: dict[str, str], flushed: bool) -> None:
+    @rule(
+        scope=st.sampled_from(SCOPES),
+        backend=st.sampled_from(BACKENDS[:3]),
+        connect=st.sampled_from(["plain", "honest"]),
+        flushed=st.booleans(),
+    )
+    def crash(self, scope: dict[str, list[str]], backend: dict[str, str], connect: str, flushed: bool) -> None:
         if not self.count():
             return
-        tables: Tables = {**self.tables_of(backend, "redirect", scope), "proxy": {"workers": 1}}
+        proxy = {"workers": 1, "connect": connect}
+        tables: Tables = {**self.tables_of(backend, "redirect", scope), "proxy": proxy}
         daemon = Daemon(self.host, self.lab.directory, settings=tables, leaves_kernel_as_found=False)
         daemon.start()
         daemon.wait_until_ready()

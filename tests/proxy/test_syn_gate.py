@@ -121,7 +121,12 @@ async def make_plane(namespace: Path, reactor: CountedReactor) -> AsyncIterator[
     listeners: list[tuple[Listener, socket.socket]] = []
 
     def make(
-        *, serve: bool = True, max_held: int = 100, connect_timeout_s: float = LONG_S, sticky: bool = True
+        *,
+        serve: bool = True,
+        max_held: int = 100,
+        max_connections: int = 1000,
+        connect_timeout_s: float = LONG_S,
+        sticky: bool = True,
     ) -> Plane:
         server = None
         if serve:
@@ -135,7 +140,7 @@ async def make_plane(namespace: Path, reactor: CountedReactor) -> AsyncIterator[
         destinations = Destinations(CONFIG, StickyScope.GLOBAL, LISTENER, lambda target: None)
         queue = SynQueue(range(6464, 6464 + QUEUES), 100)
         parts = (queue, Refuser(Rules().mark), SocketTable(), destinations, dialer, observer)
-        gate = SynGate(loop, reactor, *parts, max_held)
+        gate = SynGate(loop, reactor, *parts, max_held, max_connections)
         listener = Listener(
             loop, reactor, listening, original_dst.redirected, destinations, dialer, observer, 1000, gate
         )
@@ -273,6 +278,17 @@ async def test_more_than_so_many_are_plain(make_plane: MakePlane) -> None:
     assert await plane.outcome(late) == 0, "it succeeds at once, as every plain connect"
     assert plane.observer.not_held_count == 1
     await until(lambda: plane.observer.accepted_count == 1)
+
+
+async def test_established_connections_do_not_count_as_held_but_as_connections(make_plane: MakePlane) -> None:
+    plane = make_plane(max_held=1, max_connections=3)
+    for count in (1, 2, 3):
+        assert await plane.outcome(plane.connect(ANSWERS)) == 0
+        await plane.accept()
+        assert (plane.observer.held_count, plane.observer.not_held_count) == (count, 0)
+    await until(lambda: plane.dialer.active == 3)
+    plane.connect(ANSWERS)
+    await until(lambda: plane.observer.not_held_count == 1)
 
 
 async def test_two_connections_from_one_port_to_two_servers_keep_their_upstreams(make_plane: MakePlane) -> None:

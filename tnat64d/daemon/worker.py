@@ -193,7 +193,8 @@ class Worker:
             self._destinations,
             self._dialer,
             self,
-            min(MAX_HELD, start.max_connections),
+            MAX_HELD,
+            start.max_connections,
         )
 
     def start(self) -> None:

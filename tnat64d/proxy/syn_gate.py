@@ -116,8 +116,9 @@ class SynGate:
         dialer: Dialer,
         observer: Observer,
         max_held: int,
+        max_connections: int,
     ) -> None:
-        """`queue`, `refuser` and `sockets` are the gate's from now on. `max_held` counts those that wait, too."""
+        """`queue`, `refuser` and `sockets` are the gate's from now on."""
         self._loop = loop
         self._reactor = reactor
         self._queue = queue
@@ -127,6 +128,7 @@ class SynGate:
         self._dialer = dialer
         self._observer = observer
         self._max_held = max_held
+        self._max_connections = max_connections
         self._held: dict[_Key, HeldDial] = {}
         # By client's address and destination, then by client's port: NAT may give the client another port on the
         # way from here to the listener, where that port leads to the listener already.
@@ -223,11 +225,16 @@ class SynGate:
         target = self._destinations.resolve(syn.destination)
         if target is None:
             self._queue.accept(syn)
-        elif self._dialer.active + self._waiting_count >= self._max_held:
+        elif self._is_full():
             self._observer.not_held()
             self._queue.accept(syn)
         else:
             self._hold(syn, target)
+
+    def _is_full(self) -> bool:
+        return (
+            len(self._held) >= self._max_held or self._dialer.active + self._waiting_count >= self._max_connections
+        )
 
     def _hold(self, syn: Syn, target: Target) -> None:
         dial = HeldDial(self, self._dialer, Connection(syn.client, target, self._loop.time()), syn)
