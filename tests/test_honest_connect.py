@@ -22,7 +22,7 @@ from tests.lab.connects import (
     Seen,
     honest_daemon,
 )
-from tests.lab.daemon import Daemon, Service, Tables, dial, echo, expect_reset, run_cli, seconds_of
+from tests.lab.daemon import PROGRAM, Daemon, Service, Tables, dial, echo, expect_reset, run_cli, seconds_of
 from tests.test_scopes import GatewayLab, gateway_lab
 
 __all__ = ["gateway_lab"]
@@ -215,6 +215,20 @@ def test_a_syn_that_comes_again_from_behind_a_gateway_is_dialled_once(gateway_la
         wait_until(lambda: daemon.total("active") == 0, "the dial ends", timeout_s=15)
         assert time.monotonic() - started < 15
         assert daemon.total("held") == 1
+
+
+def test_the_daemon_needs_no_more_than_two_capabilities(ideal_lab: IdealNat64Lab) -> None:
+    """Those of etc/examples/service/honest-connect.conf, added to those of the unit."""
+    powers = ("setpriv", "--bounding-set=-all,+net_admin,+net_raw", "--")
+    host = ideal_lab.client
+    daemon = Daemon(host, ideal_lab.directory, command="serve", settings=honest(), program=(*powers, *PROGRAM))
+    assert daemon.run("setup", "-f", str(daemon.conf)).returncode == 0
+    with daemon:
+        with dial(host, Port.ECHO) as sock:
+            echo(sock)
+        assert connect_code(host, Port.REFUSED) == errno.ECONNREFUSED
+        assert daemon.total("held") == 2
+    assert daemon.run("teardown").returncode == 0
 
 
 def test_without_the_capability_the_daemon_says_so(ideal_lab: IdealNat64Lab) -> None:

@@ -42,6 +42,7 @@ LISTENER = ("127.0.0.1", 6464)
 SOON_S = 0.05
 LONG_S = 30.0
 CONFIG = parse(f"nat64_prefix = {PREFIX}\nlocal = 203.0.113.63/32", "test")
+RULESET = describe(CONFIG, Rules(), Scope(), LISTENER[1], honest=())
 ANSWERS, SILENT = destination("no route", "answers"), destination("no route", "silent")
 
 
@@ -51,10 +52,7 @@ def namespace() -> Iterator[Path]:
     with Ways() as ways:
         host = ways.namespaces["ways"]
         host.write_sysctl("net.ipv4.tcp_fastopen", 0x5)  # client; data without a cookie
-        host.call(
-            Installation(Nftables()).install,
-            describe(CONFIG, Rules(), Scope(), LISTENER[1], honest=()),
-        )
+        host.call(Installation(Nftables()).install, RULESET)
         yield host.path
 
 
@@ -256,6 +254,19 @@ async def test_an_upstream_whose_client_never_comes_is_closed(
     await until(lambda: descriptors() == before)
     assert plane.gate._waiting == {}
     assert (plane.observer.answered_count, plane.observer.accepted_count) == (1, 0)
+
+
+async def test_rules_that_change_empty_the_queues_and_the_next_syn_is_held_instead(make_plane: MakePlane) -> None:
+    plane = make_plane()
+    client = plane.connect(SILENT)
+    await until(lambda: plane.observer.held_count == 1)
+    (dial,) = plane.gate._held.values()
+    first = dial.syn.packet
+    Nftables().install(RULESET)
+    await until(lambda: dial.syn.packet != first)  # after 1 s
+    assert (plane.observer.held_count, plane.dialer.active) == (1, 1)
+    plane.gate.stop()
+    assert await plane.outcome(client) == errno.ECONNREFUSED
 
 
 async def test_another_connection_from_the_same_port_ends_the_dial_for_the_first(make_plane: MakePlane) -> None:

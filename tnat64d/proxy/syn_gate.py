@@ -10,9 +10,11 @@ Refuses to own the dialling (`proxy.dialer`), its order (`core.policy`) and the 
     silent          dropped                     waits on; its next SYN is dialled anew, as it would be sent anew
     given up        dropped                     (it has ended: see `HeldDial.settle`)
 
-One dial for a connection: a SYN that comes again while the first is held is dropped. Another sequence number means
-another connection from the same port (RFC 9293, 3.4.1), and the dial for the first ends. What is no bare SYN, what
-leads nowhere, and what comes when too many are held goes on at once, and is plain.
+One dial for a connection: a SYN that comes again takes the place of the one that is held, which the kernel may
+have dropped (it empties its queues when anybody takes rules away: nf_queue_nf_hook_drop in
+net/netfilter/nf_queue.c). Another sequence number means another connection from the same port (RFC 9293, 3.4.1),
+and the dial for the first ends. What is no bare SYN, what leads nowhere, and what comes when too many are held
+goes on at once, and is plain.
 """
 
 from __future__ import annotations
@@ -216,7 +218,8 @@ class SynGate:
         if held is not None:
             if held.syn.sequence == syn.sequence:
                 held.seen_at = self._loop.time()
-                self._queue.drop(syn)
+                self._queue.drop(held.syn)
+                held.syn = syn
                 return
             held.give_up()
         elif self._is_answered(syn):
