@@ -140,7 +140,7 @@ async def make_plane(namespace: Path, reactor: CountedReactor) -> AsyncIterator[
         parts = (queue, Refuser(Rules().mark), SocketTable(), destinations, dialer, observer)
         gate = SynGate(loop, reactor, *parts, max_held, max_connections)
         listener = Listener(
-            loop, reactor, listening, original_dst.redirected, destinations, dialer, observer, 1000, gate
+            loop, reactor, listening, original_dst.redirected, destinations, dialer, observer, 1000, gate=gate
         )
         listener.start()
         gate.start()

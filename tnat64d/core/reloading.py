@@ -13,7 +13,7 @@ from tnat64d.errors import ConfigurationError
 FIXED = {
     "proxy": ("port", "workers", "loop", "connect", "keepalive_s", "max_connections_per_source"),
     "policy": ("sticky_entries",),
-    "rules": ("backend", "mode", "iptables", "mark", "mark_mask", "table", "address"),
+    "rules": ("backend", "mode", "iptables", "mark", "mark_mask", "table", "address", "queue"),
     "scope": ("exec",),
     "exec": ("users", "groups"),
     "control": ("socket",),

@@ -18,9 +18,13 @@ if TYPE_CHECKING:
 
 
 class Connection:
-    """One client and its destination. `because`: why its way was taken; errors are errnos, 0 for none."""
+    """One client and its destination. `because`: why its way was taken; errors are errnos, 0 for none.
+
+    `accepted`: not only its SYN has come.
+    """
 
     __slots__ = (
+        "accepted",
         "because",
         "by_nat64",
         "client",
@@ -43,6 +47,7 @@ class Connection:
         self.by_nat64 = False
         self.ipv4_error = 0
         self.nat64_error = 0
+        self.accepted = False
         self.client_gone = False
         self.idle = False
         self.idle_since = now

@@ -159,6 +159,10 @@ class SynGate:
         self._refuser.close()
         self._sockets.close()
 
+    def limit(self, max_connections: int) -> None:
+        """Let so many connections be, those that wait among them."""
+        self._max_connections = max_connections
+
     def ready(self, mask: int) -> None:
         """See `reactor.Watcher`."""
         for syn in self._queue.read():
@@ -176,6 +180,7 @@ class SynGate:
         port = address[1] if address[1] in upstreams else next(iter(upstreams))
         upstream = upstreams[port]
         self._forget(upstream)
+        upstream.connection.accepted = True
         self._dialer.relay(upstream.connection, client, None, upstream.sock, upstream.mask)
         return True
 
