@@ -159,6 +159,9 @@ class RuledLab(PlainLab):
         settings = self.directory / "setup.toml"
         settings.write_text(self.settings)
         self.client.run([*tnat64d("setup"), "-f", self.conf, "-c", settings])
+        # A quarter of a million connections of half a minute, each tracked for two minutes more, fill the table
+        # (nf_conntrack_max), and then SYNs are dropped: seconds that are nobody's.
+        self.client.write_sysctl("net.netfilter.nf_conntrack_tcp_timeout_time_wait", 1)
 
 
 class ClatLab(PlainLab):

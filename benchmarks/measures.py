@@ -52,7 +52,7 @@ class Plan:
     rounds: int = 5
     duration_s: float = 2.0
     idle_levels: tuple[int, ...] = (1000, 4000, 9000)
-    idle_window_s: float = 10.0
+    idle_window_s: float = 5.0
     busy_levels: tuple[int, ...] = (1, 10, 100, 1000)
 
 
