@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import re
 import time
 from collections.abc import Iterator
@@ -158,6 +159,9 @@ def test_a_fight_ends_and_a_reload_begins_anew(ideal_lab: IdealNat64Lab) -> None
         assert (status["rules"]["state"], status["rules_restored"]) == ("contested", ATTEMPTS)
         assert status["rules"]["missing"] == ["the routing rule 32769"]
         assert "contested (owned)" in daemon.run("status").stdout
+        findings = json.loads(daemon.run("doctor", "-f", str(daemon.conf), "--json").stdout)
+        (finding,) = (each for each in findings if each["check"] == "daemon")
+        assert (finding["level"], "again and again" in finding["sentence"]) == ("fail", True)
         opponent.terminate()
         assert daemon.run("reload").returncode == 0
         assert works(ideal_lab.client)

@@ -28,14 +28,11 @@ def test_static_rules_are_well(ideal_lab: IdealNat64Lab, way: str) -> None:
         assert host.faults() == {}
 
 
-@pytest.mark.parametrize("is_static", [False, True])
 @pytest.mark.parametrize(
     "command", ["rule del pref 32768", "rule del pref 32769", "route flush table 6464"], ids=lambda text: text
 )
-def test_a_missing_part_of_the_routing_is_added_by_the_remedy(
-    ideal_lab: IdealNat64Lab, command: str, is_static: bool
-) -> None:
-    with patient(ideal_lab, is_static=is_static) as host:
+def test_a_missing_part_of_the_routing_is_added_by_the_remedy(ideal_lab: IdealNat64Lab, command: str) -> None:
+    with patient(ideal_lab, is_static=True) as host:
         ip(host.host, command)
         faults = host.faults()
         assert faults.keys() == {"rules"}

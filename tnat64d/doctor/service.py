@@ -68,7 +68,7 @@ def daemon(subject: Subject) -> Findings:
     elif status["state"] != "serving":
         yield fail(f"pid {status['pid']} is {status['state']}", subject.command("status"))
     elif status.get("rules", {}).get("state") == "contested":
-        yield fail("something takes the rules away again and again", subject.command("status"))
+        yield fail("something takes the rules away again and again", subject.command("reload"))
     else:
         held = " and holds its rules" if owned.is_held() else ""
         yield ok(f"{status['version']}, pid {status['pid']}, serves on {status['listener']}{held}")

@@ -50,6 +50,7 @@ class Deadlines(Generic[Item]):
         So deadlines stay in order. After a delay of 0 nothing is pending.
         """
         self._delay_s = delay_s
+        self._rest_s = delay_s / 16
         if delay_s <= 0:
             self.cancel()
             return
@@ -57,7 +58,7 @@ class Deadlines(Generic[Item]):
         self._pending = {item: min(deadline, latest) for item, deadline in self._pending.items()}
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = self._loop.call_later(0, self._fire)
+            self._time_first()
 
     def cancel(self) -> None:
         """Nothing is due any more."""
@@ -79,7 +80,11 @@ class Deadlines(Generic[Item]):
                 if self._pending.pop(item, None) is not None:
                     self._due(item)
         finally:
-            self._timer = None
-            if self._pending:
-                first = next(iter(self._pending.values()))
-                self._timer = self._loop.call_at(max(first, now + self._rest_s), self._fire)
+            self._time_first(now + self._rest_s)
+
+    def _time_first(self, earliest: float = 0.0) -> None:
+        """Set the timer for the first that is pending, but not before `earliest`."""
+        self._timer = None
+        if self._pending:
+            first = next(iter(self._pending.values()))
+            self._timer = self._loop.call_at(max(first, earliest), self._fire)
