@@ -83,7 +83,7 @@ clean: ## remove all that make and the tools made here
 	@mkdir -p $(@D) && touch $@
 
 # mypyc leaves what it makes beside the sources, so it is given others.
-.stamps/compiled: .stamps/venv pyproject.toml $(wildcard tnat64d/*/*.py)
+.stamps/compiled: .stamps/venv pyproject.toml $(wildcard tnat64d/*.py tnat64d/*/*.py)
 	@echo "==> $@: tnat64d with its data plane compiled"
 	@rm -rf $@ $@.src && mkdir -p $@.src && cp -r pyproject.toml README.md LICENSE tnat64d $@.src
 	@HATCH_BUILD_HOOKS_ENABLE=1 $(venv)/bin/python -m pip install --quiet --disable-pip-version-check \

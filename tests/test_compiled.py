@@ -14,7 +14,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-TESTS = ("tests/core/test_policy.py", "tests/proxy", "tests/test_end_to_end.py")
+TESTS = (
+    "tests/core/test_policy.py",
+    "tests/daemon/test_bookkeeping.py",
+    "tests/proxy",
+    "tests/test_end_to_end.py",
+    "tests/test_rewritten_mark.py",
+)
 
 
 @pytest.fixture(scope="module")

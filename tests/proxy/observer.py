@@ -9,6 +9,7 @@ from tests.proxy.peer import until
 from tnat64d.core.policy import ScopeState
 from tnat64d.kernel.original_dst import Destination
 from tnat64d.proxy.connection import Connection
+from tnat64d.proxy.destination import Target
 from tnat64d.proxy.listener import Listener
 from tnat64d.proxy.relay import Relay
 
@@ -24,6 +25,7 @@ class Recording:
     closings: list[tuple[Connection, Relay]] = field(default_factory=list)
     lessons: list[tuple[Hashable, ScopeState]] = field(default_factory=list)
     exhaustions: int = 0
+    came_back_to: list[Target] = field(default_factory=list)
     over_limit_clients: list[Destination] = field(default_factory=list)
     held_count: int = 0
     not_held_count: int = 0
@@ -34,6 +36,9 @@ class Recording:
 
     def not_captured(self, client: Destination) -> None:
         self.not_captured_clients.append(client)
+
+    def came_back(self, target: Target) -> None:
+        self.came_back_to.append(target)
 
     def over_limit(self, client: Destination) -> None:
         self.over_limit_clients.append(client)

@@ -19,6 +19,7 @@ from tnat64d.daemon.failure_reports import FailureReports
 from tnat64d.kernel.original_dst import Destination
 from tnat64d.proxy.connection import Connection
 from tnat64d.proxy.counters import Counter, Counters
+from tnat64d.proxy.destination import Target
 from tnat64d.proxy.relay import Relay
 from tnat64d.proxy.sources import SourceLimit
 from tnat64d.proxy.syn_gate import MAX_HELD
@@ -79,6 +80,7 @@ class Bookkeeping:
         self._tell = tell
         self._plane = plane
         self._failures = FailureReports(loop, tell)
+        self._said_came_back = False
         self._said_over_limit = -OVER_LIMIT_INTERVAL_S
         self._log_closed = True
         self._log_refused = True
@@ -100,6 +102,17 @@ class Bookkeeping:
         self._counters[_NOT_CAPTURED] += 1
         if self._log_refused:
             _log.info("%s:%d refused: it connected to the listener itself, not to an IPv4 server", *client)
+
+    def came_back(self, target: Target) -> None:
+        """See `proxy.connection.Observer`."""
+        self._counters[_NOT_CAPTURED] += 1
+        if not self._said_came_back:
+            self._said_came_back = True
+            _log.warning(
+                "the daemon's own connection to %s:%d came back to it and was reset: a packet rule of somebody's "
+                "rewrites the mark of its IPv4 connections, see iptables -t mangle -S OUTPUT (said once)",
+                *target.destination,
+            )
 
     def over_limit(self, client: Destination) -> None:
         """See `proxy.connection.Observer`."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Connection:
     """One client and its destination. `because`: why its way was taken; errors are errnos, 0 for none.
 
-    `accepted`: not only its SYN has come.
+    `accepted`: not only its SYN has come. `source`: the own address of the IPv4 attempt.
     """
 
     __slots__ = (
@@ -35,6 +35,7 @@ class Connection:
         "nat64_error",
         "passed_bytes_before",
         "since",
+        "source",
         "target",
     )
 
@@ -48,6 +49,7 @@ class Connection:
         self.ipv4_error = 0
         self.nat64_error = 0
         self.accepted = False
+        self.source: Destination | None = None
         self.client_gone = False
         self.idle = False
         self.idle_since = now
@@ -62,6 +64,9 @@ class Observer(Protocol):
 
     def not_captured(self, client: Destination) -> None:
         """`client` connected straight to the listener, and was reset."""
+
+    def came_back(self, target: Target) -> None:
+        """This worker's own IPv4 connection to `target` was captured, and was reset."""
 
     def over_limit(self, client: Destination) -> None:
         """`client` has as many connections as one source may have; this one was reset."""

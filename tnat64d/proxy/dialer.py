@@ -16,6 +16,7 @@ from select import EPOLLERR, EPOLLHUP
 
 from tnat64d.core import policy
 from tnat64d.core.policy import Action, ScopeState, StickyMemory
+from tnat64d.kernel.original_dst import Destination
 from tnat64d.proxy.connection import Connection, Observer
 from tnat64d.proxy.deadlines import Deadlines
 from tnat64d.proxy.pipes import PipePool
@@ -92,7 +93,7 @@ class Dial:
         """`attempt` has ended with `error`, an errno, 0 for connected."""
         self.dialer.connect_deadlines.stop(attempt)
         if error:
-            self.dialer.reactor.close(attempt.sock)
+            self._close(attempt)
         self._follow(policy.advance(self.phase, self._event(attempt.is_nat64, error)), mask)
 
     def fall_back(self) -> None:
@@ -165,6 +166,7 @@ class Dial:
             self.nat64 = attempt
         else:
             self.ipv4 = attempt
+            dialer.remember_source(self.connection, sock)
             if self.phase is _FALLING_BACK:
                 dialer.fallback_deadlines.start(self)
         dialer.connect_deadlines.start(attempt)
@@ -196,7 +198,12 @@ class Dial:
     def _abandon(self, attempt: Attempt | None) -> None:
         if attempt is not None:
             self.dialer.connect_deadlines.stop(attempt)
-            self.dialer.reactor.close(attempt.sock)
+            self._close(attempt)
+
+    def _close(self, attempt: Attempt) -> None:
+        if not attempt.is_nat64:
+            self.dialer.forget_source(self.connection)
+        self.dialer.reactor.close(attempt.sock)
 
 
 class AcceptedDial(Dial):
@@ -256,6 +263,9 @@ class Dialer:
         self._pipes = PipePool()
         self._dials: set[Dial] = set()
         self._relays: dict[Relay, Connection] = {}
+        self.sources: set[Destination] = set()
+        """Where this worker's own IPv4 connections come from: one of them that is captured would be carried again,
+        and again. The mark keeps them out of the rules, unless a rule of somebody's rewrites it."""
         self.connect_deadlines = Deadlines[Attempt](loop, settings.connect_timeout_s, self._timed_out)
         self.fallback_deadlines = Deadlines[Dial](loop, settings.fallback_delay_s, Dial.fall_back)
         self._dial_settling = Deadlines[Dial](loop, SETTLE_S, lambda dial: dial.settle())
@@ -326,6 +336,17 @@ class Dialer:
         self._dial_settling.stop(dial)
         self.fallback_deadlines.stop(dial)
 
+    def remember_source(self, connection: Connection, sock: RawSocket) -> None:
+        """`sock` is the IPv4 attempt of `connection`."""
+        connection.source = sock.getsockname()
+        self.sources.add(connection.source)
+
+    def forget_source(self, connection: Connection) -> None:
+        """The IPv4 attempt of `connection`, if there was one, has been given up."""
+        if connection.source is not None:
+            self.sources.discard(connection.source)
+            connection.source = None
+
     def settle_later(self, dial: Dial) -> None:
         """`dial` has settled, and wants to settle again."""
         self._dial_settling.start(dial)
@@ -347,7 +368,9 @@ class Dialer:
     def _ended(self, relay: Relay) -> None:
         self._relay_settling.stop(relay)
         self._idle.stop(relay)
-        self.observer.closed(self._relays.pop(relay), relay)
+        connection = self._relays.pop(relay)
+        self.forget_source(connection)
+        self.observer.closed(connection, relay)
 
     def _timed_out(self, attempt: Attempt) -> None:
         attempt.dial.ended(attempt, errno.ETIMEDOUT, 0)

@@ -134,6 +134,11 @@ class Listener:
             client.close()
             self._observer.not_captured(address)
             return
+        if address in self._dialer.sources:
+            reset(client)
+            client.close()
+            self._observer.came_back(target)
+            return
         if self._sources is not None and not self._sources.admit(address[0]):
             reset(client)
             client.close()

@@ -1,0 +1,27 @@
+"""A rule of somebody's rewrites the mark of the daemon's own IPv4 connections, which are captured then."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.lab import IdealNat64Lab, Port
+from tests.lab.daemon import Daemon, expect_refused
+
+RULES = ("-j CONNMARK --restore-mark", "-j MARK --set-mark 1")
+IPV4 = ("address add 203.0.113.9/24 dev eth0", "route add default via 203.0.113.1")
+
+
+@pytest.mark.netns("iptables-nft")
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("rule", RULES)
+def test_the_daemon_does_not_carry_its_own_connections(ideal_lab: IdealNat64Lab, rule: str, workers: int) -> None:
+    host = ideal_lab.client
+    settings = {"proxy": {"workers": workers}}
+    with Daemon(host, ideal_lab.directory, settings=settings, leaves_kernel_as_found=False) as daemon:
+        for command in IPV4:
+            host.run(["ip", *command.split()])
+        host.run(["iptables-nft", "-t", "mangle", "-A", "OUTPUT", *rule.split()])
+        expect_refused(host, Port.ECHO)
+        daemon.wait_for_log("WARNING: the daemon's own connection to 198.51.100.10:7 came back to it")
+        daemon.wait_for_total("active", 0)
+        assert daemon.total("accepted") <= 100, "no more than it takes to come to the worker that knows it"
