@@ -279,3 +279,42 @@ def test_those_behind_a_gateway_are_held_where_they_come_in() -> None:
     assert verdicts(hold, Packet(in_device="docker0")) == [Verdict.QUEUE]
     assert verdicts(hold, Packet(in_device="eth0")) == []
     assert verdicts(hold, Packet(IPv4Address("10.1.2.3"), in_device="docker0")) == [Verdict.RETURN]
+
+
+def verdicts_on(chain: Chain, packet: Packet, *, refused: bool) -> list[Verdict]:
+    """As `verdicts`, where the destination is in the set of those refused, or not."""
+    rules = [
+        replace(rule, match=replace(rule.match, is_refused=False))
+        for rule in chain.rules
+        if refused or not rule.match.is_refused
+    ]
+    return verdicts(replace(chain, rules=tuple(rules)), packet)
+
+
+def test_what_is_refused_is_reset_instead_of_captured(mode: Mode) -> None:
+    rules = describe(CONFIG, Rules(mode=mode), Scope(), PORT, refusal_memory_s=5.0)
+    capturing = chain(rules, CAPTURE[mode])
+    assert rules.refusal_memory_ms == 5000
+    assert verdicts_on(capturing, Packet(), refused=True) == [Verdict.RESET]
+    assert verdicts_on(capturing, Packet(), refused=False) == verdicts(
+        chain(ruleset(mode), CAPTURE[mode]), Packet()
+    )
+    assert Verdict.RESET not in verdicts_on(capturing, Packet(is_syn=False), refused=True)
+
+
+def test_what_is_exempt_is_not_refused_either(mode: Mode) -> None:
+    capturing = chain(describe(CONFIG, Rules(mode=mode), Scope(), PORT, refusal_memory_s=5.0), CAPTURE[mode])
+    for packet in (Packet(mark=0x6464), Packet(is_own=True), Packet(destination=IPv4Address("10.1.2.3"))):
+        assert verdicts_on(capturing, packet, refused=True) == [Verdict.RETURN]
+
+
+def test_behind_a_gateway_refusals_are_remembered_as_well() -> None:
+    scope = Scope(gateway=("docker0",))
+    rules = describe(CONFIG, Rules(), scope, PORT, refusal_memory_s=5.0)
+    packet = Packet(in_device="docker0", out_device="")
+    assert verdicts_on(chain(rules, Hook.REDIRECT_PREROUTING), packet, refused=True) == [Verdict.RESET]
+
+
+def test_without_a_memory_of_refusals_no_rule_asks_for_it(mode: Mode) -> None:
+    assert ruleset(mode).refusal_memory_ms == 0
+    assert not any(rule.match.is_refused for each in ruleset(mode).chains for rule in each.rules)

@@ -40,9 +40,13 @@ def decisive_rule(ruleset: Ruleset, packet: Packet) -> Rule | None:
 
 
 def _fits(match: Match, packet: Packet) -> bool:
-    """The marks are the daemon's and TPROXY's: no packet of a program has them."""
+    """The marks are the daemon's and TPROXY's: no packet of a program has them.
+
+    Nor is the set of refused destinations asked: it is one of moments.
+    """
     return (
         match.mark is None
+        and not match.is_refused
         and match.connection_mark is None
         and (match.destination is None or packet.destination in match.destination)
         and (packet.is_own or not match.destination_is_own)

@@ -11,6 +11,9 @@ The way of a program's SYN to an IPv4 server, on a host without IPv4:
     guard chain     what leaves by lo with source A and was not captured is reset, or it would hang
     rule 32768      the daemon's own IPv4 attempts (fwmark) find no fallback route: ENETUNREACH at once
 
+Where refusals are remembered, the capture chain resets, before it captures, what goes to a destination of the set
+REFUSED: those that failed a short time ago, which the daemon puts there.
+
 In TPROXY mode the capture chain marks instead, rule 32765 sends what is marked to lo (also past a real IPv4
 route), and the divert chain hands it to the listener there (Documentation/networking/tproxy.rst). Every packet
 must be marked, so conntrack remembers the connections whose SYN was captured: the answers of this host's own
@@ -53,6 +56,12 @@ CAPTURED_PRIORITY = 32765
 OWN_ATTEMPTS_PRIORITY = 32768
 FALLBACK_PRIORITY = 32769
 """Around main (32766) and default (32767): the fallback is asked only after both found nothing."""
+
+REFUSED = "refused"
+"""The set of destinations (address and port) that are refused, each for `Ruleset.refusal_memory_ms`."""
+
+MAX_REFUSED = 65536
+"""Of a full set the kernel takes no more."""
 
 
 class Hook(Enum):
@@ -105,7 +114,8 @@ class Mark:
 class Match:
     """All given conditions hold, for a TCP packet over IPv4.
 
-    `ports`: of the destination, first and last; `source_port_bits`: what HOLD_BITS select of the source port.
+    `is_refused`: the destination is in the set REFUSED; `ports`: of the destination, first and last;
+    `source_port_bits`: what HOLD_BITS select of the source port.
     """
 
     destination: Network | None = None
@@ -116,6 +126,7 @@ class Match:
     mark: Mark | None = None
     connection_mark: Mark | None = None
     begins_connection: bool = False
+    is_refused: bool = False
     ports: tuple[int, int] | None = None
     source_port_bits: int | None = None
     uid: int | None = None
@@ -172,7 +183,10 @@ class PolicyRule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ruleset:
-    """Everything that must stand. `port`: the listener's; `captured`: the mark of the TPROXY mode."""
+    """Everything that must stand.
+
+    `port`: the listener's; `captured`: the mark of the TPROXY mode; `refusal_memory_ms`: 0 for no set REFUSED.
+    """
 
     port: int
     captured: Mark
@@ -180,6 +194,7 @@ class Ruleset:
     route: Route
     policy_rules: tuple[PolicyRule, ...]
     chains: tuple[Chain, ...]
+    refusal_memory_ms: int = 0
 
 
 def describe(
@@ -189,17 +204,22 @@ def describe(
     port: int,
     device: str = LOOPBACK,
     honest: tuple[Place, ...] | None = None,
+    refusal_memory_s: float = 0.0,
 ) -> Ruleset:
     """What must stand for `config`, `rules` and `scope` while the daemon listens on `port`.
 
     `device`: lo, or the daemon's own, which answers what was not captured and needs no guard chain.
     `honest`: where to connects are honest: None for nowhere, empty for everywhere.
+    `refusal_memory_s`: how long a destination stays in the set REFUSED; 0 for none. Only nf_tables has sets.
     """
     own = Mark(rules.mark, rules.mark_mask)
     captured = _second_mark(own)
     tproxy = rules.mode is Mode.TPROXY
     on_loopback = device == LOOPBACK
     chains = (_tproxy_chains if tproxy else _redirect_chains)(config, scope, own, captured)
+    refusal_memory_ms = round(refusal_memory_s * 1000)
+    if refusal_memory_ms:
+        chains = tuple(_with_refusals(chain) for chain in chains)
     if honest is not None:
         held = _held_after_marking(captured, rules.queue) if tproxy else _held(config, scope, own, rules.queue)
         entries = tuple(replace(_to(place), begins_connection=True) for place in honest or (Place(),))
@@ -213,6 +233,7 @@ def describe(
         route=Route(rules.table, device, rules.address, is_local=tproxy),
         policy_rules=_policy_rules(rules.table, own, captured if tproxy else None),
         chains=chains,
+        refusal_memory_ms=refusal_memory_ms,
     )
 
 
@@ -281,6 +302,19 @@ def _rules(excluded: Iterable[Match], included: Iterable[Match], verdict: Verdic
         *(Rule(match, Verdict.RETURN) for match in excluded),
         *(Rule(replace(match, begins_connection=True), verdict) for match in included),
     )
+
+
+_CAPTURING = (Verdict.REDIRECT, Verdict.MARK_CONNECTION)
+
+
+def _with_refusals(chain: Chain) -> Chain:
+    """`chain`, resetting what it captures if the destination is refused."""
+    rules: list[Rule] = []
+    for rule in chain.rules:
+        if rule.verdict in _CAPTURING:
+            rules.append(Rule(replace(rule.match, is_refused=True), Verdict.RESET))
+        rules.append(rule)
+    return replace(chain, rules=tuple(rules))
 
 
 def _held(config: Config, scope: Scope, own: Mark, queue: int) -> Iterator[tuple[Hook, tuple[Rule, ...]]]:

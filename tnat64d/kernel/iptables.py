@@ -156,6 +156,7 @@ def _rule(rule: Rule, ruleset: Ruleset) -> list[str]:
 
 
 def _match(match: Match) -> list[str]:
+    assert not match.is_refused, "only nf_tables has the set"
     words = ["-p", "tcp"]
     if match.source is not None:
         words += ["-s", str(match.source)]

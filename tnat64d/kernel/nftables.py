@@ -3,6 +3,7 @@
 Owns that table: nothing in it is anybody else's, and nothing of ours is outside of it. Refuses to own what is in
 it (`core.ruleset`). Replacing it is one transaction, and no program is needed.
 
+    set refused         address . port, which the kernel forgets by itself
     chain HOOK          type, hook, priority;  entry conditions, jump to HOOK-rules
     chain HOOK-rules    the rules, in order
 
@@ -20,9 +21,9 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 
 from tnat64d.core.config import Network
-from tnat64d.core.ruleset import HOLD_BITS, Chain, Hook, Match, Rule, Ruleset, Verdict
+from tnat64d.core.ruleset import HOLD_BITS, REFUSED, Chain, Hook, Match, Rule, Ruleset, Verdict
 from tnat64d.errors import PrivilegeError, Tnat64Error, UnavailableError
-from tnat64d.kernel import cgroup
+from tnat64d.kernel import cgroup, refused_set
 from tnat64d.kernel.nfnetlink import (
     APPEND,
     CREATE,
@@ -40,6 +41,7 @@ from tnat64d.kernel.nfnetlink import (
     number,
     text,
 )
+from tnat64d.kernel.refused_set import Destination
 from tnat64d.kernel.rtnetlink import attributes
 from tnat64d.kernel.standing import Standing
 
@@ -111,6 +113,16 @@ class Nftables:
         with NfTables() as netlink:
             queues = _has_queues(netlink, ruleset)
             netlink.commit([*_replace(), *messages(ruleset, flags=0, queues=queues)])
+
+    def refuse(self, destinations: Iterable[Destination]) -> None:
+        """Refuse each for as long as the ruleset says."""
+        with NfTables() as netlink:
+            netlink.commit([refused_set.fill(TABLE, destinations)])
+
+    def forget_refused(self) -> None:
+        """Refuse no destination any more."""
+        with NfTables() as netlink:
+            netlink.commit([refused_set.empty(TABLE)])
 
     def plan_removal(self) -> str:
         """What `remove` does, for a shell; empty if the table does not stand."""
@@ -186,6 +198,14 @@ class OwnedTable:
         queues = _has_queues(self._netlink, ruleset)
         self._netlink.commit([before, *messages(ruleset, NFT_TABLE_F_OWNER, queues=queues)])
 
+    def refuse(self, destinations: Iterable[Destination]) -> None:
+        """See Nftables."""
+        self._netlink.commit([refused_set.fill(TABLE, destinations)])
+
+    def forget_refused(self) -> None:
+        """See Nftables."""
+        self._netlink.commit([refused_set.empty(TABLE)])
+
     def delete(self) -> None:
         """Take it away now. Raises Tnat64Error."""
         self._netlink.commit([Message(NFT_MSG_DELTABLE, (text(1, TABLE),))])
@@ -208,6 +228,10 @@ def _replace() -> list[Message]:
 def render(ruleset: Ruleset) -> str:
     """The table in the language of nft(8), to be read or given to `nft -f`."""
     lines = [f"add table ip {TABLE}", f"delete table ip {TABLE}", f"table ip {TABLE} {{"]
+    if ruleset.refusal_memory_ms:
+        lines.append(f"\tset {REFUSED} {{")
+        lines += [f"\t\t{line}" for line in refused_set.describe(ruleset.refusal_memory_ms)]
+        lines += ["\t}", ""]
     for chain in ruleset.chains:
         base = BASE_CHAINS[chain.hook]
         lines.append(f"\tchain {base.name}-rules {{")
@@ -232,6 +256,8 @@ def _new_table(flags: int) -> Message:
 def messages(ruleset: Ruleset, flags: int, *, queues: bool) -> Iterator[Message]:
     """The messages that make the table; `flags`: NFT_TABLE_F_OWNER or 0; `queues`: see `_has_queues`."""
     yield _new_table(flags)
+    if ruleset.refusal_memory_ms:
+        yield refused_set.make(TABLE, ruleset.refusal_memory_ms)
     for chain in ruleset.chains:
         yield from _chain_messages(chain, ruleset, queues)
 
@@ -278,6 +304,7 @@ def _rule_message(chain: str, parts: list[_Part]) -> Message:
 
 
 _REG_VERDICT, _REG_1, _REG_2 = 0, 1, 2
+_REG_1_SECOND_WORD = 9  # NFT_REG32_01
 _CMP_EQ, _CMP_LTE, _CMP_GTE = 0, 3, 5
 _NETWORK_HEADER, _TRANSPORT_HEADER = 1, 2
 _META_MARK, _META_IIFNAME, _META_OIFNAME, _META_SKUID, _META_SKGID, _META_L4PROTO = 3, 6, 7, 10, 11, 16
@@ -313,8 +340,8 @@ def _mask(mask: bytes, xor: bytes | None = None) -> bytes:
     )
 
 
-def _payload(base: int, offset: int, size_bytes: int) -> bytes:
-    return _expression("payload", number(1, _REG_1), number(2, base), number(3, offset), number(4, size_bytes))
+def _payload(base: int, offset: int, size_bytes: int, register: int = _REG_1) -> bytes:
+    return _expression("payload", number(1, register), number(2, base), number(3, offset), number(4, size_bytes))
 
 
 def _meta(key: int) -> bytes:
@@ -378,6 +405,11 @@ def _match(match: Match) -> Iterator[_Part]:
         flags = _payload(_TRANSPORT_HEADER, _FLAGS_OFFSET, 1)
         parts = (flags, _mask(bytes((_FIN | _SYN | _RST | _ACK,))), _compare(bytes((_SYN,))))
         yield _Part("tcp flags & (fin | syn | rst | ack) == syn", parts)
+    if match.is_refused:
+        daddr = _payload(_NETWORK_HEADER, _DADDR_OFFSET, 4)
+        dport = _payload(_TRANSPORT_HEADER, _DPORT_OFFSET, 2, _REG_1_SECOND_WORD)
+        lookup = _expression("lookup", text(1, REFUSED), number(2, _REG_1))
+        yield _Part(f"ip daddr . tcp dport @{REFUSED}", (daddr, dport, lookup))
     if match.connection_mark is not None:
         value, mask = match.connection_mark.value, match.connection_mark.mask
         parts = (_ct_mark(), _mask(_host(mask)), _compare(_host(value)))
