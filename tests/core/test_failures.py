@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import errno
+from dataclasses import replace
 
-from tnat64d.core.failures import Failure, FailureMemory
+import pytest
+
+from tnat64d.core.failures import Failure, FailureMemory, to_refuse
+from tnat64d.core.scope import Place
 
 
 def failure(last_octet: int, port: int = 443, at: float = 1.0) -> Failure:
@@ -39,3 +43,30 @@ def test_draining_gives_all_and_forgets_them() -> None:
     assert memory.drain() == (failure(1), failure(2))
     assert memory.drain() == ()
     assert memory.last("192.0.2.1") is None
+
+
+@pytest.mark.parametrize(
+    ("ipv4_error", "nat64_error", "is_answer"),
+    [
+        (errno.ENETUNREACH, errno.ECONNREFUSED, True),
+        (errno.ENETUNREACH, errno.EHOSTUNREACH, True),
+        (errno.ECONNREFUSED, 0, True),
+        (0, errno.ECONNREFUSED, True),
+        (errno.ENETUNREACH, errno.ETIMEDOUT, False),
+        (errno.ETIMEDOUT, errno.ECONNREFUSED, False),
+        (errno.ENETUNREACH, errno.EMFILE, False),
+        (0, 0, False),
+    ],
+)
+def test_only_refused_and_unreachable_are_answers(ipv4_error: int, nat64_error: int, is_answer: bool) -> None:
+    failed = replace(failure(1), ipv4_error=ipv4_error, nat64_error=nat64_error)
+    assert failed.is_answer is is_answer
+    assert to_refuse([failed], honest=(), since=0.0) == ([("192.0.2.1", 443)] if is_answer else [])
+
+
+def test_where_connects_are_honest_nothing_is_refused_unasked() -> None:
+    assert to_refuse([failure(1, 80), failure(1, 443)], [Place(ports=(1, 100))], since=0.0) == [("192.0.2.1", 443)]
+
+
+def test_what_failed_before_something_changed_is_not_refused_after() -> None:
+    assert to_refuse([failure(1, at=1.0), failure(2, at=2.0)], honest=(), since=2.0) == [("192.0.2.2", 443)]

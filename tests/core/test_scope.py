@@ -11,7 +11,7 @@ from tests.core.test_ruleset import CAPTURE, CONFIG, PORT, chain
 from tnat64d.core import settings
 from tnat64d.core.config import Network
 from tnat64d.core.ruleset import Hook, Match, Ruleset, Verdict, describe
-from tnat64d.core.scope import Lookup, Place, Program, Scope, resolve
+from tnat64d.core.scope import Lookup, Place, Program, Scope, honest_places, resolve
 from tnat64d.core.settings import Mode, Rules
 from tnat64d.errors import ConfigurationError
 
@@ -158,3 +158,18 @@ def test_a_device_of_its_own_answers_instead_of_the_guard() -> None:
     assert (on_device.route.device, on_device.address.device) == ("tnat64d", "tnat64d")
     assert on_device.address.peer == IPv4Address("192.0.0.1")
     assert rules(Mode.REDIRECT, Scope()).address.peer is None
+
+
+def test_a_place_holds_what_is_in_both_its_network_and_its_ports() -> None:
+    place = Place(network=Network.of(IPv4Network("203.0.113.0/24")), ports=(80, 90))
+    assert place.holds(IPv4Address("203.0.113.7"), 90)
+    assert not place.holds(IPv4Address("203.0.113.7"), 91)
+    assert not place.holds(IPv4Address("198.51.100.7"), 80)
+    assert Place().holds(IPv4Address("198.51.100.7"), 0)
+
+
+def test_connects_are_honest_nowhere_everywhere_or_in_places() -> None:
+    assert honest_places(settings.Proxy()) is None
+    assert honest_places(settings.Proxy(connect="honest")) == ()
+    somewhere = settings.Proxy(connect="honest", honest_ports=("80",))
+    assert honest_places(somewhere) == (Place(ports=(80, 80)),)

@@ -218,6 +218,14 @@ def test_an_unknown_name_is_told_with_the_nearest_and_all_valid_ones(line: str, 
             'proxy.honest_networks: holds "10.0.0.1/8", which is no network: 10.0.0.1/8 has host bits set',
         ),
         (
+            "proxy.refusal_memory_s = 0.001",
+            "proxy.refusal_memory_s: is 0.001, must be 0 or at least 0.1",
+        ),
+        (
+            'proxy.connect = "honest"\nproxy.refusal_memory_s = 5',
+            'proxy.refusal_memory_s: is 5.0, must be 0 where connect = "honest" for all',
+        ),
+        (
             'rules.mode = "tproxy"\nscope.gateway = ["docker0"]',
             'scope.gateway: needs rules.mode = "redirect", and it is "tproxy"',
         ),

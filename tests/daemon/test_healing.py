@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 
 import pytest
 
@@ -14,6 +14,7 @@ from tnat64d.core.settings import Settings
 from tnat64d.daemon.healing import Healer
 from tnat64d.daemon.rules import RulesThread
 from tnat64d.errors import Tnat64Error
+from tnat64d.kernel.refused_set import Destination
 
 pytestmark = pytest.mark.netns()
 
@@ -53,6 +54,12 @@ class Notes:
         raise AssertionError
 
     def answer(self) -> bool:
+        raise AssertionError
+
+    def refuse(self, destinations: Iterable[Destination]) -> None:
+        raise AssertionError
+
+    def forget_refused(self) -> None:
         raise AssertionError
 
     def lost(self) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ import asyncio
 import signal
 import socket
 import threading
+from collections.abc import Iterable
 
 import pytest
 
@@ -13,6 +14,7 @@ from tnat64d.core.config import Config
 from tnat64d.core.settings import Settings
 from tnat64d.daemon.rules import RulesThread
 from tnat64d.errors import Tnat64Error
+from tnat64d.kernel.refused_set import Destination
 
 
 class Notes:
@@ -46,6 +48,14 @@ class Notes:
     def answer(self) -> bool:
         self.asked.append("answer")
         return False
+
+    def refuse(self, destinations: Iterable[Destination]) -> None:
+        if self.fails:
+            raise Tnat64Error("full")
+        self.asked.append(f"refuse {list(destinations)}")
+
+    def forget_refused(self) -> None:
+        self.asked.append("forget")
 
     def lost(self) -> tuple[str, ...]:
         self.asked.append("lost")
@@ -133,3 +143,23 @@ async def test_a_device_that_is_gone_is_told_once_and_watched_again_when_it_is_b
             await thread.restore()
         await thread.remove()
     assert notes.asked == ["install", "answer", "restore", "answer", "restore", "remove"]
+
+
+async def test_refusals_are_told_in_their_order_and_a_failure_is_nobodys_concern() -> None:
+    notes = Notes()
+    thread = RulesThread(notes)
+    await thread.install(Config(), Settings())
+    thread.refuse([("192.0.2.1", 80)])
+    thread.forget_refused()
+    await thread.lost()
+    notes.fails = True
+    thread.refuse([("192.0.2.2", 80)])
+    await thread.lost()
+    assert notes.asked == ["install", "refuse [('192.0.2.1', 80)]", "forget", "lost", "lost"]
+
+
+async def test_without_rules_nothing_is_refused() -> None:
+    thread = RulesThread(None)
+    thread.refuse([("192.0.2.1", 80)])
+    thread.forget_refused()
+    assert await thread.lost() == ()

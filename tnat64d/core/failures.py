@@ -6,11 +6,17 @@ Owns how many are remembered and which one speaks for a destination. Refuses to 
 
 from __future__ import annotations
 
+import errno
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from ipaddress import IPv4Address
+
+from tnat64d.core.scope import Place
 
 REMEMBERED = 1024
+
+_ANSWERS = frozenset({errno.ECONNREFUSED, errno.ENETUNREACH, errno.EHOSTUNREACH})
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +29,27 @@ class Failure:
     ipv4_error: int
     nat64_error: int
     because: str
+
+    @property
+    def is_answer(self) -> bool:
+        """Whether every attempt was refused or unreachable. Silence is no answer, and want of means is our own."""
+        errors = {self.ipv4_error, self.nat64_error} - {0}
+        return bool(errors) and errors <= _ANSWERS
+
+
+def to_refuse(failures: Iterable[Failure], honest: Collection[Place], since: float) -> list[tuple[str, int]]:
+    """The destinations (address, port) of `failures` that may be refused for a while without asking them.
+
+    Those that have answered, but for the places where connects are honest: there each asks the destination. What
+    failed before `since` (seconds since the epoch) may be otherwise now.
+    """
+    return [
+        (failure.address, failure.port)
+        for failure in failures
+        if failure.is_answer
+        and failure.at >= since
+        and not any(place.holds(IPv4Address(failure.address), failure.port) for place in honest)
+    ]
 
 
 class FailureMemory:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 
 from tnat64d.core import settings
 from tnat64d.core.config import Network
@@ -29,6 +29,11 @@ class Place:
 
     network: Network | None = None
     ports: tuple[int, int] | None = None
+
+    def holds(self, address: IPv4Address, port: int) -> bool:
+        """Whether `address` and `port` are there."""
+        in_network = self.network is None or address in self.network
+        return in_network and (self.ports is None or self.ports[0] <= port <= self.ports[1])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +72,11 @@ def resolve(table: settings.Scope, lookup: Lookup) -> Scope:
         not_places=tuple(not_places),
         gateway=table.gateway,
     )
+
+
+def honest_places(proxy: settings.Proxy) -> tuple[Place, ...] | None:
+    """Where to connects are honest: None for nowhere, empty for everywhere."""
+    return places(proxy.honest_networks, proxy.honest_ports) if proxy.connect == "honest" else None
 
 
 def places(networks: Iterable[str], ports: Iterable[str]) -> tuple[Place, ...]:

@@ -25,6 +25,9 @@ from tnat64d.errors import ConfigurationError
 MAX_HONEST_WORKERS = 8
 """A worker for each queue of `core.ruleset`."""
 
+MIN_REFUSAL_MEMORY_S = 0.1
+"""Below one of its ticks (0.01 s with HZ=100) the kernel takes a timeout for none (nf_msecs_to_jiffies64())."""
+
 _CONTINUITY_ADDRESS = IPv4Address("192.0.0.2")  # of 192.0.0.0/29, which RFC 7335 keeps for this
 
 
@@ -44,6 +47,7 @@ class Mode(StrEnum):
 
 
 _Seconds = Annotated[float, Range(0, 31_536_000)]
+_RefusalSeconds = Annotated[float, Range(0, 3600)]
 _PositiveSeconds = Annotated[float, Range(0.05, 31_536_000)]
 _KeepaliveSeconds = Annotated[int, Range(0, 32767)]  # MAX_TCP_KEEPIDLE in linux/include/net/tcp.h
 _Port = Annotated[int, Range(1, 65535)]
@@ -98,6 +102,10 @@ class Proxy:
     honest_networks: Annotated[
         _Networks, "Destination networks to which connects are honest, the others being plain; empty is all."
     ] = ()
+    refusal_memory_s: Annotated[
+        _RefusalSeconds,
+        "Seconds for which the kernel itself refuses a destination that refused or was unreachable; 0 is off.",
+    ] = 0.0
     fallback_delay_s: Annotated[
         _PositiveSeconds, "Seconds that IPv4 may stay unanswered before NAT64 is dialled beside it."
     ] = 3.0
@@ -339,6 +347,12 @@ def _honest_conflicts(proxy: Proxy) -> Iterator[tuple[str, str]]:
     for key in ("honest_ports", "honest_networks"):
         if getattr(proxy, key) and proxy.connect != "honest":
             yield key, f'has no effect with connect = "{proxy.connect}", must be left out or go with "honest"'
+    memory_s = proxy.refusal_memory_s
+    if 0 < memory_s < MIN_REFUSAL_MEMORY_S:
+        yield "refusal_memory_s", f"is {memory_s}, must be 0 or at least {MIN_REFUSAL_MEMORY_S}"
+    is_honest_everywhere = proxy.connect == "honest" and not (proxy.honest_ports or proxy.honest_networks)
+    if memory_s and is_honest_everywhere:
+        yield "refusal_memory_s", f'is {memory_s}, must be 0 where connect = "honest" for all'
 
 
 def _port_conflicts(table: object, *keys: str) -> Iterator[tuple[str, str]]:

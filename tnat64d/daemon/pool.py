@@ -14,7 +14,7 @@ import resource
 import sys
 import time
 from asyncio.subprocess import DEVNULL, Process
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from signal import strsignal
@@ -89,6 +89,7 @@ class WorkerPool:
         self._said_unmapped = False
         self._ending = False
         self._failure: Tnat64Error | None = None
+        self.when_failed: Callable[[tuple[Failure, ...]], None] = lambda failures: None
         self.ready = asyncio.Event()
         self.ended = asyncio.Event()
         raise_descriptor_limit()
@@ -258,6 +259,7 @@ class WorkerPool:
                     _log.warning("%s is tried by IPv4 only: %s (said once)", destination, reason)
             case Failures(failures):
                 self._failures.remember(failures)
+                self.when_failed(failures)
             case Pong():
                 slot.has_answered = True
             case Drained(reset):

@@ -7,14 +7,18 @@ anything to take away. Refuses to own the rules (`kernel.installation`) and the 
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 from tnat64d.core.config import Config
 from tnat64d.core.settings import Settings
 from tnat64d.errors import Tnat64Error
+from tnat64d.kernel.refused_set import Destination
+
+_log = logging.getLogger(__name__)
 
 
 class Rules(Protocol):
@@ -47,6 +51,12 @@ class Rules(Protocol):
 
     def install(self, config: Config, settings: Settings) -> None:
         """Make them stand for `config` and `settings`; where that fails, what stood before does, or nothing."""
+
+    def refuse(self, destinations: Iterable[Destination]) -> None:
+        """Let the kernel refuse each for as long as the installed settings say, if it can. Raises Tnat64Error."""
+
+    def forget_refused(self) -> None:
+        """Let it refuse none any more. Raises Tnat64Error."""
 
     def remove(self) -> None:
         """Leave none."""
@@ -118,6 +128,16 @@ class RulesThread:
             await asyncio.get_running_loop().run_in_executor(self._thread, self._rules.restore)
             self._watch_device()
 
+    def refuse(self, destinations: Sequence[Destination]) -> None:
+        """See Rules; soon, and what cannot be refused is only not refused."""
+        if self._rules is not None:
+            self._thread.submit(_attempt, self._rules.refuse, destinations)
+
+    def forget_refused(self) -> None:
+        """See Rules; soon."""
+        if self._rules is not None:
+            self._thread.submit(_attempt, self._rules.forget_refused)
+
     def _watch_device(self) -> None:
         assert self._rules is not None
         if self._device is None and (device := self._rules.device) is not None:
@@ -141,6 +161,13 @@ class RulesThread:
         if self._rules is not None and self._standing:
             await asyncio.get_running_loop().run_in_executor(self._thread, self._rules.remove)
             self._standing = False
+
+
+def _attempt(change: Callable[..., None], *arguments: object) -> None:
+    try:
+        change(*arguments)
+    except Tnat64Error as error:
+        _log.debug("the kernel's memory of refusals was not changed: %s", error)
 
 
 def _ignore_terminal() -> None:

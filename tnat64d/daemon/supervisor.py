@@ -23,8 +23,10 @@ from enum import StrEnum
 
 from tnat64d import __version__
 from tnat64d.core.config import Config
+from tnat64d.core.failures import Failure, to_refuse
 from tnat64d.core.reloading import require_reloadable
 from tnat64d.core.ruleset import QUEUES
+from tnat64d.core.scope import honest_places
 from tnat64d.core.settings import Rules as RuleSettings
 from tnat64d.core.settings import Settings
 from tnat64d.daemon import explaining, listening
@@ -92,6 +94,7 @@ class _Supervisor:
         self._settings = settings = surroundings.settings
         self._config = config
         self._started_at = time.time()
+        self._changed_at = self._started_at
         self._state = _State.STARTING
         self._stop = asyncio.Event()
         self._hangup = asyncio.Event()
@@ -113,6 +116,7 @@ class _Supervisor:
             by_source_port=honest,
         )
         self._pool = WorkerPool(settings, config, self._sockets, verbose=surroundings.verbose)
+        self._pool.when_failed = self._on_failures
         self._pool.share(self._rules.begin())
         self._control = ControlServer(
             settings.control.socket,
@@ -221,6 +225,15 @@ class _Supervisor:
     def _on_routes_changed(self) -> None:
         _log.info("the default routes have changed: IPv4 is tried first again")
         self._pool.forget_sticky()
+        self._changed_at = time.time()
+        self._rules.forget_refused()
+
+    def _on_failures(self, failures: tuple[Failure, ...]) -> None:
+        proxy = self._settings.proxy
+        if proxy.refusal_memory_s:
+            refused = to_refuse(failures, honest_places(proxy) or (), self._changed_at)
+            if refused:
+                self._rules.refuse(refused)
 
     async def _watch_workers(self) -> None:
         """End those that hang, and feed the watchdog of the service manager, if there is one."""
@@ -256,6 +269,7 @@ class _Supervisor:
                 await self._rules.install(config, settings)
                 self._healer.made_anew()
                 self._config, self._settings = config, settings
+                self._changed_at = time.time()
                 self._pool.reload(config, settings)
             finally:
                 notifier.ready(_summary(self._config))

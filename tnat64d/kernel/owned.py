@@ -21,6 +21,7 @@ from tnat64d.errors import Tnat64Error
 from tnat64d.kernel import routes, standing
 from tnat64d.kernel.installation import Installation
 from tnat64d.kernel.nftables import OwnedTable
+from tnat64d.kernel.refused_set import RefusesDestinations
 from tnat64d.kernel.standing import Standing
 from tnat64d.kernel.tun import TunDevice
 
@@ -86,6 +87,11 @@ class OwnedInstallation:
         self.device.attach()
         routes.bring_up(OWN_DEVICE, MTU_BYTES)
         routes.install(ruleset)
+
+    @property
+    def refused(self) -> RefusesDestinations:
+        """Where destinations are refused, if the ruleset has that."""
+        return self._table
 
     def parts(self, ruleset: Ruleset) -> tuple[str, ...]:
         """The names that `standing` has while `ruleset` stands."""

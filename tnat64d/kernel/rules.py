@@ -8,6 +8,7 @@ Refuses to own what stands (`core.ruleset`) and how it gets there (`kernel.insta
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 
 from tnat64d.core import ruleset, scope
@@ -17,7 +18,9 @@ from tnat64d.core.settings import Mode, Rules, Settings
 from tnat64d.errors import Tnat64Error, UnavailableError
 from tnat64d.kernel import accounts, backends, cgroup, owned, standing
 from tnat64d.kernel.installation import Installation
+from tnat64d.kernel.nftables import Nftables
 from tnat64d.kernel.owned import OwnedInstallation
+from tnat64d.kernel.refused_set import Destination, RefusesDestinations
 from tnat64d.kernel.standing import Standing
 
 _log = logging.getLogger(__name__)
@@ -115,8 +118,12 @@ class HeldRules:
     def install(self, config: Config, settings: Settings) -> None:
         """Make the rules for `config` and `settings` stand, and no others of ours. `begin` came before."""
         device = LOOPBACK if self._owned is None else OWN_DEVICE
+        refusal_memory_s = settings.proxy.refusal_memory_s
+        if refusal_memory_s and self._refused is None:
+            _warn_of_no_refusals("the rules are those of iptables, and only nftables can")
+            refusal_memory_s = 0.0
         with _exec_group(settings):
-            self._install(describe(config, settings, self._settings_file, device))
+            self._install(describe(config, settings, self._settings_file, device, refusal_memory_s))
 
     def restore(self) -> None:
         """Make what `install` made last stand again."""
@@ -129,6 +136,23 @@ class HeldRules:
         if self._ruleset is None:
             return ()
         return standing.lost(self._standing, self._installation.standing(self._ruleset))
+
+    def refuse(self, destinations: Iterable[Destination]) -> None:
+        """Let the kernel refuse each for a while, if `install` was told how long; a full set takes no more."""
+        if self._refused is not None and self._ruleset is not None and self._ruleset.refusal_memory_ms:
+            self._refused.refuse(destinations)
+
+    def forget_refused(self) -> None:
+        """Let it refuse none any more."""
+        if self._refused is not None and self._ruleset is not None and self._ruleset.refusal_memory_ms:
+            self._refused.forget_refused()
+
+    @property
+    def _refused(self) -> RefusesDestinations | None:
+        if self._owned is not None:
+            return self._owned.refused
+        backend = None if self._static is None else self._static.choice.backend
+        return backend if isinstance(backend, Nftables) else None
 
     def _install(self, ruleset: Ruleset) -> None:
         installation = self._installation
@@ -195,6 +219,8 @@ class SetUpRules:
 
     def install(self, config: Config, settings: Settings) -> None:
         """Expect no more than what stands now. Raises Tnat64Error."""
+        if settings.proxy.refusal_memory_s:
+            _warn_of_no_refusals("it needs rules that the daemon makes itself (tnat64d up, serve --own-rules)")
         self._standing = {}
         self.lost()
 
@@ -202,6 +228,12 @@ class SetUpRules:
         """Nothing."""
 
     def remove(self) -> None:
+        """Nothing."""
+
+    def refuse(self, destinations: Iterable[Destination]) -> None:
+        """Nothing."""
+
+    def forget_refused(self) -> None:
         """Nothing."""
 
     def answer(self) -> bool:
@@ -218,17 +250,26 @@ class SetUpRules:
         return missing
 
 
+def _warn_of_no_refusals(because: str) -> None:
+    _log.warning("proxy.refusal_memory_s in tnat64d.toml has no effect: %s", because)
+
+
 def _require_not_held() -> None:
     if owned.is_held():
         raise Tnat64Error("a running tnat64d holds its own rules here: stop it, and they go with it")
 
 
-def describe(config: Config, settings: Settings, settings_file: str, device: str) -> Ruleset:
-    """What must stand on `device` for both files. Raises ConfigurationError (scope)."""
+def describe(
+    config: Config, settings: Settings, settings_file: str, device: str, refusal_memory_s: float = 0.0
+) -> Ruleset:
+    """What must stand on `device` for both files. Raises ConfigurationError (scope).
+
+    `refusal_memory_s`: only where somebody fills the set.
+    """
     resolved = scope.resolve(settings.scope, accounts.lookup(settings_file))
     proxy = settings.proxy
-    honest = scope.places(proxy.honest_networks, proxy.honest_ports) if proxy.connect == "honest" else None
-    return ruleset.describe(config, settings.rules, resolved, proxy.port, device, honest)
+    honest = scope.honest_places(proxy)
+    return ruleset.describe(config, settings.rules, resolved, proxy.port, device, honest, refusal_memory_s)
 
 
 def _exec_group(settings: Settings, *, stays: bool = True) -> AbstractContextManager[None]:
