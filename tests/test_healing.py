@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.lab import IdealNat64Lab, Namespace, Port, wait_until
-from tests.lab.daemon import CONF, Daemon, Service, Tables, dial, echo, snapshot
+from tests.lab.daemon import CONF, Daemon, Service, Tables, dial, echo, iptables_after, snapshot
 from tests.test_fail_open import POLICY_RULES, daemon_in, difference, kill
 from tnat64d.core.healing import ATTEMPTS
 
@@ -117,7 +117,7 @@ def test_an_owned_table_is_not_touched_by_a_flush(ideal_lab: IdealNat64Lab) -> N
         ideal_lab.client.run(["nft", "flush", "ruleset"])
         assert snapshot(ideal_lab.client) == stood
         assert works(ideal_lab.client)
-        assert daemon.status()["rules"] == {"way": "owned", "state": "standing", "missing": []}
+        assert daemon.status()["rules"] == {"way": "owned", "state": "standing", "missing": [], "error": None}
 
 
 def test_a_device_that_was_restored_goes_with_the_daemon_all_the_same(ideal_lab: IdealNat64Lab) -> None:
@@ -150,11 +150,13 @@ def test_a_reload_is_no_loss(ideal_lab: IdealNat64Lab) -> None:
         assert "198.51.100.99" in snapshot(ideal_lab.client)["nft list ruleset"]
 
 
-def test_a_fight_ends_and_a_reload_begins_anew(ideal_lab: IdealNat64Lab) -> None:
+def test_a_fight_slows_down_and_a_reload_begins_anew(ideal_lab: IdealNat64Lab) -> None:
     script = "while sleep 0.02; do ip rule del pref 32769; done 2>/dev/null"
     with held(ideal_lab, OWNED) as daemon:
         opponent = ideal_lab.client.start(["sh", "-c", script])
-        daemon.wait_for_log("ERROR: something keeps removing the routing rule 32769: not restored", timeout_s=30)
+        daemon.wait_for_log(
+            "ERROR: something keeps removing the routing rule 32769: restored only each 60 s", timeout_s=30
+        )
         status = daemon.status()
         assert (status["rules"]["state"], status["rules_restored"]) == ("contested", ATTEMPTS)
         assert status["rules"]["missing"] == ["the routing rule 32769"]
@@ -170,11 +172,28 @@ def test_a_fight_ends_and_a_reload_begins_anew(ideal_lab: IdealNat64Lab) -> None
         assert daemon.log.count("something keeps removing") == 1
 
 
+def test_what_cannot_be_restored_is_told_and_tried_again(ideal_lab: IdealNat64Lab) -> None:
+    flag = ideal_lab.directory / "fail"
+    program = iptables_after(ideal_lab.directory, f"if [ -e {flag} ]; then echo no room >&2; exit 4; fi")
+    with held(ideal_lab, {"rules": {"backend": "iptables", "iptables": program}}) as daemon:
+        flag.touch()
+        ideal_lab.client.run(["iptables-nft", "-w", "-t", "nat", "-F"])
+        daemon.wait_for_log("WARNING: .* gone or changed, and cannot be restored: .*no room")
+        assert daemon.status()["rules"]["state"] == "missing"
+        assert "no room" in daemon.status()["rules"]["error"]
+        assert re.search("; cannot be restored: .*no room", daemon.run("status").stdout)
+        flag.unlink()
+        wait_for_restorations(daemon, 1)
+        rules = daemon.status()["rules"]
+        assert rules == {"way": "static", "state": "restored", "missing": [], "error": None}
+        assert works(ideal_lab.client)
+
+
 def test_beside_setup_the_daemon_says_what_is_gone_and_what_restores_it(ideal_lab: IdealNat64Lab) -> None:
     client = ideal_lab.client
     with Service(client, ideal_lab.directory) as service:
         daemon = service.daemon
-        assert daemon.status()["rules"] == {"way": "setup", "state": "standing", "missing": []}
+        assert daemon.status()["rules"] == {"way": "setup", "state": "standing", "missing": [], "error": None}
         client.run(["ip", "rule", "del", "pref", "32769"])
         daemon.wait_for_log('WARNING: the routing rule 32769 .*gone.*"tnat64d setup" restores')
         assert daemon.status()["rules"]["state"] == "missing"
@@ -187,4 +206,4 @@ def test_beside_setup_the_daemon_says_what_is_gone_and_what_restores_it(ideal_la
 
 def test_a_daemon_without_any_rules_says_so(ideal_lab: IdealNat64Lab) -> None:
     with Daemon(ideal_lab.client, ideal_lab.directory, command="serve") as daemon:
-        assert daemon.status()["rules"] == {"way": "setup", "state": "absent", "missing": []}
+        assert daemon.status()["rules"] == {"way": "setup", "state": "absent", "missing": [], "error": None}

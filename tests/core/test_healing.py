@@ -2,70 +2,121 @@
 
 from __future__ import annotations
 
-from tnat64d.core.healing import ATTEMPTS, QUIET_S, GiveUp, Healing, Restore, State, Wait
+import itertools
+from collections.abc import Iterable
+
+from tnat64d.core.healing import ATTEMPTS, RETRY_S, WINDOW_S, Healing, Restore, SlowDown, State, Wait
 
 RULE, ROUTE = ("the rule",), ("the route",)
 
 
-def fight(healing: Healing) -> list[float]:
-    """Everything is lost at once, always; when it is put back, until that is given up."""
-    now_s, times = 0.0, []
-    while not isinstance(decision := healing.decide(RULE, now_s), GiveUp):
-        if isinstance(decision, Wait):
+def fight(healing: Healing, losses: Iterable[tuple[str, ...]], until_s: float) -> tuple[list[float], int]:
+    """The next of `losses` is there at once when the one before is put back: when that was, and the slow-downs."""
+    now_s, times, slow_downs = 0.0, [], 0
+    for lost in losses:
+        decision = healing.decide(lost, now_s)
+        while isinstance(decision, Wait | SlowDown):
+            slow_downs += isinstance(decision, SlowDown)
             now_s += decision.delay_s
-        else:
-            times.append(now_s)
-    assert decision.is_new
-    return times
+            decision = healing.decide(lost, now_s)
+        if now_s > until_s:
+            break
+        healing.restored(now_s)
+        times.append(now_s)
+    return times, slow_downs
+
+
+def told(healing: Healing) -> tuple[State, tuple[str, ...], str | None]:
+    return healing.state, healing.lost, healing.error
 
 
 def test_the_first_loss_is_put_back_at_once() -> None:
     healing = Healing()
     assert healing.decide(RULE, 1000.0) == Restore()
-    assert healing.state is State.RESTORED
+    assert told(healing) == (State.STANDING, RULE, None)
+    healing.restored(1000.0)
+    assert told(healing) == (State.RESTORED, (), None)
 
 
-def test_the_time_between_two_restorations_doubles_until_it_is_given_up() -> None:
+def test_the_time_between_two_restorations_doubles_and_then_is_a_minute_for_ever() -> None:
     healing = Healing()
-    assert fight(healing) == [0, 1, 3, 7, 15]
-    assert ATTEMPTS == 5
-    assert (healing.state, healing.lost) == (State.CONTESTED, RULE)
+    assert fight(healing, itertools.repeat(RULE), 300.0) == ([0, 1, 3, 7, 15, 75, 135, 195, 255], 1)
+    assert (ATTEMPTS, RETRY_S) == (5, 60.0)
+    assert told(healing) == (State.CONTESTED, RULE, None)
 
 
-def test_giving_up_is_told_once() -> None:
+def test_losing_now_this_and_now_that_makes_no_difference() -> None:
+    same, others = (
+        fight(Healing(), losses, 600.0)
+        for losses in (itertools.repeat(RULE), itertools.cycle((RULE, RULE + ROUTE, ROUTE)))
+    )
+    assert others == same
+
+
+def test_a_firewall_that_is_reloaded_six_times_is_survived() -> None:
     healing = Healing()
-    fight(healing)
-    assert healing.decide(RULE, 1e6) == GiveUp(is_new=False)
+    for number in range(ATTEMPTS):
+        assert healing.decide(RULE, 12.0 * number) == Restore()
+        healing.restored(12.0 * number)
+    assert healing.decide(RULE, 60.0) == SlowDown(48.0)
+    assert healing.decide(RULE, 61.0) == Wait(47.0)
+    assert healing.decide(RULE, 108.0) == Restore()
+    healing.restored(108.0)
+    assert healing.stands(109.0) == WINDOW_S - 1
+    assert told(healing) == (State.CONTESTED, (), None)
+    assert healing.stands(108.0 + WINDOW_S) is None
+    assert told(healing) == (State.STANDING, (), None)
 
 
-def test_when_something_else_is_lost_it_begins_anew() -> None:
+def test_what_is_lost_each_half_minute_is_always_put_back_at_once() -> None:
     healing = Healing()
-    fight(healing)
-    assert healing.decide(RULE + ROUTE, 20.0) == Restore()
-    assert healing.decide(RULE, 20.0) == Wait(1.0)
+    for number in range(100):
+        assert healing.decide(RULE, 30.0 * number) == Restore()
+        healing.restored(30.0 * number)
+    assert told(healing) == (State.RESTORED, (), None)
 
 
 def test_a_reload_begins_anew() -> None:
     healing = Healing()
-    fight(healing)
+    fight(healing, itertools.repeat(RULE), 60.0)
     healing.begin()
-    assert (healing.state, healing.lost) == (State.STANDING, ())
+    assert told(healing) == (State.STANDING, (), None)
     assert healing.decide(RULE, 20.0) == Restore()
 
 
 def test_after_a_quiet_time_all_is_forgotten() -> None:
     healing = Healing()
-    for now_s in (0.0, QUIET_S, 2 * QUIET_S):
+    for now_s in (0.0, WINDOW_S, 2 * WINDOW_S):
         assert healing.decide(RULE, now_s) == Restore()
-    states = []
-    for now_s in (2 * QUIET_S + 1, 3 * QUIET_S):
-        healing.stands(now_s)
-        states.append(healing.state)
-    assert states == [State.RESTORED, State.STANDING]
+        healing.restored(now_s)
+    assert healing.stands(2 * WINDOW_S + 1) == WINDOW_S - 1
+    assert told(healing) == (State.RESTORED, (), None)
+    assert healing.stands(3 * WINDOW_S) is None
+    assert told(healing) == (State.STANDING, (), None)
 
 
-def test_what_somebody_else_puts_back_is_contested_no_more() -> None:
+def test_a_restoration_that_fails_is_tried_again_and_is_nobody_s_fault() -> None:
     healing = Healing()
-    fight(healing)
-    healing.stands(16.0)
-    assert (healing.state, healing.lost) == (State.RESTORED, ())
+    now_s, times = 0.0, []
+    for _ in range(2000):
+        assert healing.decide(RULE, now_s) == Restore()
+        healing.failed("no room", now_s)
+        times.append(now_s)
+        wait = healing.decide(RULE, now_s)
+        assert isinstance(wait, Wait)
+        now_s += wait.delay_s
+        assert told(healing) == (State.STANDING, RULE, "no room")
+    assert times[:10] == [0, 1, 3, 7, 15, 31, 63, 123, 183, 243]
+    assert healing.decide(RULE, now_s) == Restore()
+    healing.restored(now_s)
+    assert told(healing) == (State.RESTORED, (), None)
+    assert healing.decide(RULE, now_s) == Wait(1.0)
+
+
+def test_a_failure_is_forgotten_when_somebody_else_puts_it_back() -> None:
+    healing = Healing()
+    assert healing.decide(RULE, 0.0) == Restore()
+    healing.failed("no room", 0.0)
+    assert healing.stands(0.1) is None
+    assert (healing.lost, healing.error) == ((), None)
+    assert healing.decide(RULE, 0.2) == Restore()

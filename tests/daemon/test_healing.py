@@ -101,7 +101,7 @@ def test_many_changes_at_once_are_one_look(host: Namespace) -> None:
         ip(host, *(f"route add 198.18.0.{n} dev lo" for n in range(100)))
         await notes.look()
         assert notes.looks == 1
-        assert healer.describe() == {"way": "static", "state": "standing", "missing": []}
+        assert healer.describe() == {"way": "static", "state": "standing", "missing": [], "error": None}
 
     ip(host, "link set lo up")
     run(host, scenario)
@@ -111,15 +111,20 @@ def test_what_cannot_be_restored_is_tried_again_later_and_not_counted(
     host: Namespace, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def scenario(notes: Notes, healer: Healer) -> None:
-        notes.missing, notes.refusals = ("the route", "the address"), 1
+        notes.missing, notes.refusals = ("the route", "the address"), 2
         ip(host, "route add 198.18.0.1 dev lo")
         await notes.look()
         await notes.look()
         assert healer.restored == 0
-        assert healer.describe()["missing"] == ["the route", "the address"]
-        assert healer.describe()["state"] == "missing"
+        assert healer.describe() == {
+            "way": "static",
+            "state": "missing",
+            "missing": ["the route", "the address"],
+            "error": "no room",
+        }
         while healer.restored == 0:
             await notes.look()
+        assert (healer.describe()["state"], healer.describe()["error"]) == ("restored", None)
 
     ip(host, "link set lo up")
     run(host, scenario)
@@ -137,6 +142,7 @@ def test_what_another_process_must_restore_is_told_once_each(
             notes.missing = missing
             ip(host, "route add 198.18.0.1 dev lo", "route del 198.18.0.1 dev lo")
             await notes.look()
+            assert healer.describe()["state"] == ("missing" if missing else "standing")
         assert healer.restored == 0
 
     caplog.set_level("INFO")

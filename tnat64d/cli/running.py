@@ -53,8 +53,12 @@ def _status_text(answer: dict[str, object]) -> str:
 def _rules_text(answer: dict[str, object]) -> str:
     rules = answer["rules"]
     assert isinstance(rules, dict)
-    text = f"{rules['state']} ({rules['way']}), restored {answer['rules_restored']} times"
-    return text + (f"; missing: {', '.join(rules['missing'])}" if rules["missing"] else "")
+    parts = [f"{rules['state']} ({rules['way']}), restored {answer['rules_restored']} times"]
+    if rules["missing"]:
+        parts.append(f"missing: {', '.join(rules['missing'])}")
+    if rules["error"]:
+        parts.append(f"cannot be restored: {rules['error']}")
+    return "; ".join(parts)
 
 
 def _reload(arguments: argparse.Namespace) -> int:

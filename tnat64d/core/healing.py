@@ -1,12 +1,14 @@
-"""When rules that others took away are put back, and when not any more.
+"""When rules that others took away are put back.
 
 Owns the decision. Refuses to own looking and putting back. Pure: the time is an argument, in seconds.
+Restorations count for WINDOW_S, whatever parts they put back; one that fails does not count.
 
-    state       what was lost                                   becomes
-    STANDING    put back at once                                RESTORED
-    RESTORED    put back after 1 s, 2 s, 4 s, 8 s               RESTORED; CONTESTED after ATTEMPTS in a row
-    CONTESTED   nothing                                         CONTESTED; RESTORED if other parts are lost by now
-    any         nothing is, QUIET_S after the last time         STANDING
+    state       what was lost is put back                       becomes
+    STANDING    at once                                         RESTORED
+    RESTORED    1 s, 2 s, 4 s, 8 s after the last time          RESTORED; CONTESTED after ATTEMPTS that count
+    CONTESTED   RETRY_S after the last time                     CONTESTED
+    any         after a failure: 1 s, 2 s, 4 s ... RETRY_S      the same
+    any         no restoration counts any more                  STANDING
     any         rules were made anew (start, reload)            STANDING
 """
 
@@ -17,11 +19,13 @@ from enum import StrEnum
 
 ATTEMPTS = 5
 FIRST_DELAY_S = 1.0
-QUIET_S = 120.0
+RETRY_S = 60.0
+WINDOW_S = 120.0
+"""More than RETRY_S: who goes on taking rules away stays contested."""
 
 
 class State(StrEnum):
-    """See the module's table; ABSENT and MISSING are for who only watches rules, or waits to restore them."""
+    """See the module's table; ABSENT and MISSING are for `status`."""
 
     ABSENT = "absent"
     STANDING = "standing"
@@ -38,58 +42,75 @@ class Wait:
 
 
 @dataclass(frozen=True, slots=True)
-class Restore:
-    """Put back what is lost, now."""
+class SlowDown:
+    """The same, and tell the administrator: it is contested from now on."""
+
+    delay_s: float
 
 
 @dataclass(frozen=True, slots=True)
-class GiveUp:
-    """Leave it to the administrator; `is_new`: he has not been told."""
-
-    is_new: bool
+class Restore:
+    """Put back what is lost, now, and say `restored` or `failed`."""
 
 
 class Healing:
-    """The memory of restorations in a row."""
+    """The memory of restorations. `lost` and `error`: what is not there, and why it could not be put back."""
 
     def __init__(self) -> None:
-        self.state = State.STANDING
-        self.lost: tuple[str, ...] = ()
-        self._in_a_row = 0
-        self._last_s = 0.0
+        self.begin()
 
     def begin(self) -> None:
         """Rules were made anew."""
-        self.state, self.lost, self._in_a_row = State.STANDING, (), 0
+        self.state = State.STANDING
+        self._times_s: list[float] = []
+        self._is_whole()
 
-    def stands(self, now_s: float) -> None:
-        """Nothing is lost."""
-        if self.state is State.CONTESTED:
-            self.state = State.RESTORED  # somebody put it back
-        self.lost = ()
-        if now_s - self._last_s >= QUIET_S:
-            self.begin()
+    def _is_whole(self) -> None:
+        self.lost: tuple[str, ...] = ()
+        self.error: str | None = None
+        self._retry_s = FIRST_DELAY_S
+        self._not_before_s = float("-inf")
 
-    def decide(self, lost: tuple[str, ...], now_s: float) -> Restore | Wait | GiveUp:
-        """What to do about the parts `lost`. `Restore` counts as done."""
-        if self._in_a_row and now_s - self._last_s >= QUIET_S and self.state is not State.CONTESTED:
-            self.begin()
-        was_contested = self.state is State.CONTESTED
-        if was_contested and set(lost) == set(self.lost):
-            return GiveUp(is_new=False)
-        if was_contested:
-            self.begin()
+    def stands(self, now_s: float) -> float | None:
+        """Nothing is lost. The seconds until the last restoration does not count any more, if one does."""
+        self._is_whole()
+        self._forget(now_s)
+        return self._times_s[-1] + WINDOW_S - now_s if self._times_s else None
+
+    def decide(self, lost: tuple[str, ...], now_s: float) -> Restore | Wait | SlowDown:
+        """What to do about the parts `lost`."""
         self.lost = lost
-        if self._in_a_row == ATTEMPTS:
+        self._forget(now_s)
+        is_new = self.state is not State.CONTESTED and len(self._times_s) >= ATTEMPTS
+        if is_new:
             self.state = State.CONTESTED
-            return GiveUp(is_new=True)
-        if self._in_a_row and (delay_s := self._last_s + self._delay_s() - now_s) > 0:
-            return Wait(delay_s)
-        self._in_a_row += 1
-        self._last_s = now_s
-        self.state = State.RESTORED
-        return Restore()
+        delay_s = max(self._next_s(), self._not_before_s) - now_s
+        if is_new:
+            return SlowDown(max(0.0, delay_s))
+        return Wait(delay_s) if delay_s > 0 else Restore()
 
-    def _delay_s(self) -> float:
-        delay_s: float = FIRST_DELAY_S * 2 ** (self._in_a_row - 1)
-        return delay_s
+    def restored(self, now_s: float) -> None:
+        """What was lost has been put back."""
+        self._is_whole()
+        self._times_s.append(now_s)
+        if self.state is not State.CONTESTED:
+            self.state = State.RESTORED
+
+    def failed(self, error: str, now_s: float) -> None:
+        """It could not be put back."""
+        self.error = error
+        self._not_before_s = now_s + self._retry_s
+        self._retry_s = min(RETRY_S, 2 * self._retry_s)
+
+    def _forget(self, now_s: float) -> None:
+        self._times_s = [time_s for time_s in self._times_s if now_s - time_s < WINDOW_S]
+        if not self._times_s:
+            self.state = State.STANDING
+
+    def _next_s(self) -> float:
+        """When the last restoration allows another."""
+        if not self._times_s:
+            return float("-inf")
+        is_slow = self.state is State.CONTESTED
+        delay_s = RETRY_S if is_slow else FIRST_DELAY_S * 2 ** (len(self._times_s) - 1)
+        return self._times_s[-1] + delay_s

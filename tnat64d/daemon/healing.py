@@ -13,7 +13,7 @@ import asyncio
 import logging
 from typing import Any
 
-from tnat64d.core.healing import GiveUp, Healing, Restore, State, Wait
+from tnat64d.core.healing import RETRY_S, WINDOW_S, Healing, Restore, SlowDown, State, Wait
 from tnat64d.daemon.rules import RulesThread
 from tnat64d.errors import Tnat64Error
 from tnat64d.kernel.changes import ChangeMonitor
@@ -40,13 +40,19 @@ class Healer:
 
     def describe(self) -> dict[str, Any]:
         """For `status`."""
-        is_missing = self._healing.lost and self._healing.state is not State.CONTESTED
-        state = State.MISSING if is_missing else self._healing.state
         return {
             "way": self._rules.way,
-            "state": (state if self._rules.has_stood else State.ABSENT).value,
+            "state": self._state().value,
             "missing": list(self._healing.lost),
+            "error": self._healing.error,
         }
+
+    def _state(self) -> State:
+        if not self._rules.has_stood:
+            return State.ABSENT
+        if self._healing.lost and self._healing.state is not State.CONTESTED:
+            return State.MISSING
+        return self._healing.state
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -90,33 +96,32 @@ class Healer:
             return SETTLE_S * 10
         if not lost:
             self._tell_return()
-            self._healing.stands(now_s)
-            return None
+            return self._healing.stands(now_s)
         if not self._rules.can_restore:
             self._tell_loss(lost)
             return None
         match self._healing.decide(lost, now_s):
             case Wait(delay_s):
                 return delay_s
-            case GiveUp(is_new):
-                if is_new:
-                    _log.error(
-                        "something keeps removing %s: not restored any more, until tnat64d reload", _and(lost)
-                    )
-                return None
+            case SlowDown(delay_s):
+                _log.error("something keeps removing %s: restored only each %.0f s for now", _and(lost), RETRY_S)
+                return delay_s
             case Restore():
                 return await self._restore(lost)
 
-    async def _restore(self, lost: tuple[str, ...]) -> float | None:
+    async def _restore(self, lost: tuple[str, ...]) -> float:
+        now_s = asyncio.get_running_loop().time
         try:
             await self._rules.restore()
         except Tnat64Error as error:
-            _log.warning("%s %s gone or changed, and cannot be restored: %s", _and(lost), _were(lost), error)
+            if str(error) != self._healing.error:
+                _log.warning("%s %s gone or changed, and cannot be restored: %s", _and(lost), _were(lost), error)
+            self._healing.failed(str(error), now_s())
             return 0.0  # the next decision is to wait
         self.restored += 1
-        self._healing.lost = ()
+        self._healing.restored(now_s())
         _log.warning("%s %s gone or changed: restored", _and(lost), _were(lost))
-        return None
+        return WINDOW_S
 
     def _tell_loss(self, lost: tuple[str, ...]) -> None:
         if lost != self._healing.lost:
