@@ -193,15 +193,31 @@ def test_beside_setup_the_daemon_says_what_is_gone_and_what_restores_it(ideal_la
     client = ideal_lab.client
     with Service(client, ideal_lab.directory) as service:
         daemon = service.daemon
-        assert daemon.status()["rules"] == {"way": "setup", "state": "standing", "missing": [], "error": None}
+        assert daemon.status()["rules"] == {"way": "setup", "state": "routing", "missing": [], "error": None}
         client.run(["ip", "rule", "del", "pref", "32769"])
         daemon.wait_for_log('WARNING: the routing rule 32769 .*gone.*"tnat64d setup" restores')
         assert daemon.status()["rules"]["state"] == "missing"
+        assert "missing (setup), packet rules are not looked at; missing: " in daemon.run("status").stdout
         assert daemon.run("setup", "-f", str(daemon.conf)).returncode == 0
         daemon.wait_for_log("stand again")
-        assert daemon.status()["rules"]["state"] == "standing"
+        assert daemon.status()["rules"]["state"] == "routing"
         assert works(client)
         assert daemon.status()["rules_restored"] == 0
+
+
+@pytest.mark.parametrize("settings", [NFTABLES, *IPTABLES.values()], ids=["nftables", *IPTABLES])
+def test_beside_setup_no_more_is_said_to_stand_than_was_looked_at(
+    ideal_lab: IdealNat64Lab, settings: Tables
+) -> None:
+    """A daemon without CAP_NET_ADMIN cannot see packet rules, so it cannot see that they are gone."""
+    with Service(ideal_lab.client, ideal_lab.directory, settings=settings) as service:
+        for command in ("nft flush ruleset", "iptables-legacy -w -t nat -F", "iptables-legacy -w -F"):
+            ideal_lab.client.run(command.split())
+        assert not works(ideal_lab.client)
+        said = service.daemon.run("status").stdout
+        assert "rules          routing stands (setup), packet rules are not looked at\n" in said
+        assert service.daemon.run("setup", "-f", str(service.daemon.conf)).returncode == 0
+        assert works(ideal_lab.client)
 
 
 def test_a_daemon_without_any_rules_says_so(ideal_lab: IdealNat64Lab) -> None:

@@ -142,7 +142,7 @@ def test_what_another_process_must_restore_is_told_once_each(
             notes.missing = missing
             ip(host, "route add 198.18.0.1 dev lo", "route del 198.18.0.1 dev lo")
             await notes.look()
-            assert healer.describe()["state"] == ("missing" if missing else "standing")
+            assert healer.describe()["state"] == ("missing" if missing else "routing")
         assert healer.restored == 0
 
     caplog.set_level("INFO")

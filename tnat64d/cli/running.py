@@ -53,7 +53,12 @@ def _status_text(answer: dict[str, object]) -> str:
 def _rules_text(answer: dict[str, object]) -> str:
     rules = answer["rules"]
     assert isinstance(rules, dict)
-    parts = [f"{rules['state']} ({rules['way']}), restored {answer['rules_restored']} times"]
+    state = "routing stands" if rules["state"] == "routing" else rules["state"]
+    parts = [f"{state} ({rules['way']})"]
+    if rules["way"] == "setup":
+        parts[0] += ", packet rules are not looked at"
+    else:
+        parts[0] += f", restored {answer['rules_restored']} times"
     if rules["missing"]:
         parts.append(f"missing: {', '.join(rules['missing'])}")
     if rules["error"]:

@@ -25,10 +25,11 @@ WINDOW_S = 120.0
 
 
 class State(StrEnum):
-    """See the module's table; ABSENT and MISSING are for `status`."""
+    """See the module's table; ABSENT, MISSING and ROUTING are for `status`."""
 
     ABSENT = "absent"
     STANDING = "standing"
+    ROUTING = "routing"
     RESTORED = "restored"
     MISSING = "missing"
     CONTESTED = "contested"

@@ -52,7 +52,7 @@ class Healer:
             return State.ABSENT
         if self._healing.lost and self._healing.state is not State.CONTESTED:
             return State.MISSING
-        return self._healing.state
+        return self._healing.state if self._rules.can_restore else State.ROUTING
 
     async def run(self) -> None:
         """Until cancelled."""

@@ -197,6 +197,8 @@ class HeldRules:
 class SetUpRules:
     """Those that `setup` made, as a daemon without privileges sees them: policy rules, route and address.
 
+    Not the packet rules, which the kernel shows to CAP_NET_ADMIN only (net/netfilter/nfnetlink.c,
+    net/ipv4/netfilter/ip_tables.c): nobody may conclude from this that those stand.
     What has stood once is expected to stand. `install`, `remove` and `restore` are not this process's to do.
     """
 
