@@ -1,4 +1,4 @@
-"""Any sequence of setup, teardown, crash, healing, and what others do to their rules meanwhile.
+"""Any sequence of setup, teardown, crash, healing, reload, and what others do to their rules meanwhile.
 
 A twin host sees what the others do, and never tnat64d. Whenever tnat64d has been torn down the two hosts have the
 same rules, routes and addresses.
@@ -10,12 +10,11 @@ import itertools
 import os
 import re
 import signal
-import time
 
 import pytest
 from hypothesis import HealthCheck, Phase, note, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from tests.kernel.bare_host import CONFIG, own_traces
 from tests.lab import Lab, Namespace, wait_until
@@ -25,8 +24,8 @@ from tnat64d.kernel.rules import StaticRules
 
 pytestmark = pytest.mark.netns("iptables-nft", "iptables-legacy", "nft")
 
-EXAMPLES, STEPS = 8, 30
-ENOUGH_S = 60.0
+ENOUGH_STEPS, EXAMPLES, STEPS = 200, 3, 30
+"""An example has up to STEPS steps, the first of a round next to none: rounds go on until the steps are enough."""
 
 PROGRAMS = ("iptables-nft", "iptables-legacy")
 BACKENDS = (
@@ -58,6 +57,8 @@ def rules_of(host: Namespace) -> dict[str, list[str]]:
             text = "".join(re.findall(r"^table ip theirs \{.*?^\}", text, re.MULTILINE | re.DOTALL))
         lines = text.splitlines()
         if command.startswith("iptables"):
+            tables = re.findall(r"^\*.*?^COMMIT$", text, re.MULTILINE | re.DOTALL)  # in the order of their making
+            lines = [line for table in sorted(tables) for line in table.splitlines()]
             lines = [line for line in lines if re.match(r"-|:\S+ (?!ACCEPT)", line)]
         shown[command] = lines
     return shown
@@ -67,7 +68,6 @@ class Hosts(RuleBasedStateMachine):
     """What happens to a host, and to its twin without tnat64d."""
 
     steps = 0
-    began = 0.0
 
     def __init__(self) -> None:
         super().__init__()
@@ -90,10 +90,10 @@ class Hosts(RuleBasedStateMachine):
         assert own_traces(self.host) == []
         assert rules_of(self.host) == rules_of(self.twin)
 
-    def count(self) -> bool:
-        """False when time is over: what is left of the sequence is passed over."""
+    @invariant()
+    def count(self) -> None:
+        """After each step."""
         type(self).steps += 1
-        return time.monotonic() - self.began < ENOUGH_S
 
     def both(self, *argv: str) -> None:
         for host in (self.host, self.twin):
@@ -113,8 +113,6 @@ class Hosts(RuleBasedStateMachine):
         connect=st.sampled_from(["plain", "honest"]),
     )
     def set_up(self, backend: dict[str, str], mode: str, scope: dict[str, list[str]], connect: str) -> None:
-        if not self.count():
-            return
         tables: Tables = {**self.tables_of(backend, mode, scope), "proxy": {"connect": connect}}
         chosen = toml.parse(as_toml(tables), "t.toml")
         static = self.host.call(StaticRules, chosen, "t.toml")
@@ -125,8 +123,6 @@ class Hosts(RuleBasedStateMachine):
 
     @rule(backend=st.sampled_from(BACKENDS))
     def tear_down(self, backend: dict[str, str]) -> None:
-        if not self.count():
-            return
         chosen = toml.parse(as_toml({"rules": backend}), "t.toml")
         self.host.call(self.host.call(StaticRules, chosen, "t.toml").remove)
         self.is_down = True
@@ -139,8 +135,6 @@ class Hosts(RuleBasedStateMachine):
         flushed=st.booleans(),
     )
     def crash(self, scope: dict[str, list[str]], backend: dict[str, str], connect: str, flushed: bool) -> None:
-        if not self.count():
-            return
         proxy = {"workers": 1, "connect": connect}
         tables: Tables = {**self.tables_of(backend, "redirect", scope), "proxy": proxy}
         daemon = Daemon(self.host, self.lab.directory, settings=tables, leaves_kernel_as_found=False)
@@ -157,8 +151,6 @@ class Hosts(RuleBasedStateMachine):
     @rule(scope=st.sampled_from(SCOPES), backend=st.sampled_from(BACKENDS))
     def heal(self, scope: dict[str, list[str]], backend: dict[str, str]) -> None:
         """Somebody flushes all while the daemon holds rules: it restores its own, and then leaves."""
-        if not self.count():
-            return
         tables: Tables = {**self.tables_of(backend, "redirect", scope), "proxy": {"workers": 1}}
         with Daemon(self.host, self.lab.directory, settings=tables, leaves_kernel_as_found=False) as daemon:
             stood = set(own_traces(self.host))
@@ -169,6 +161,25 @@ class Hosts(RuleBasedStateMachine):
         self.is_down = True
         self.compare()
 
+    @rule(before=st.sampled_from(SCOPES), after=st.sampled_from(SCOPES), backend=st.sampled_from(BACKENDS))
+    def reload(self, before: dict[str, list[str]], after: dict[str, list[str]], backend: dict[str, str]) -> None:
+        """The daemon that holds rules gets another scope, or the same, and then leaves.
+
+        It listens for gateways from its start, or never.
+        """
+        tables: Tables = {**self.tables_of(backend, "redirect", before), "proxy": {"workers": 1}}
+        with Daemon(self.host, self.lab.directory, settings=tables, leaves_kernel_as_found=False) as daemon:
+            stood = snapshot(self.host)
+            daemon.settings.write_text(
+                daemon.settings.read_text().replace(as_toml({"scope": before}), as_toml({"scope": after}))
+            )
+            done = daemon.run("reload")
+            needs_restart = ("gateway" in before) != ("gateway" in after)
+            assert done.returncode == (78 if needs_restart else 0), done.stderr
+            assert (snapshot(self.host) == stood) == (needs_restart or before == after)
+        self.is_down = True
+        self.compare()
+
     @rule(
         program=st.sampled_from(PROGRAMS),
         table=st.sampled_from(list(TABLES)),
@@ -176,56 +187,50 @@ class Hosts(RuleBasedStateMachine):
         how=st.sampled_from(["-A", "-I"]),
     )
     def add_a_rule(self, program: str, table: str, chain: int, how: str) -> None:
-        if self.count():
-            comment = ("-m", "comment", "--comment", f"theirs {next(self.numbers)}")
-            self.both(program, "-w", "-t", table, how, TABLES[table][chain], *comment, "-j", "ACCEPT")
+        comment = ("-m", "comment", "--comment", f"theirs {next(self.numbers)}")
+        self.both(program, "-w", "-t", table, how, TABLES[table][chain], *comment, "-j", "ACCEPT")
 
     @rule()
     def add_a_native_rule(self) -> None:
-        if self.count():
-            self.both(
-                "nft",
-                "add table ip theirs; "
-                "add chain ip theirs o { type nat hook output priority -100; }; "
-                f"add rule ip theirs o tcp dport {next(self.numbers)} redirect to :25",
-            )
+        self.both(
+            "nft",
+            "add table ip theirs; "
+            "add chain ip theirs o { type nat hook output priority -100; }; "
+            f"add rule ip theirs o tcp dport {next(self.numbers)} redirect to :25",
+        )
 
     @rule(which=st.integers(0, 2))
     def add_a_route(self, which: int) -> None:
-        if self.count():
-            number = next(self.numbers) % 200
-            self.both(
-                "ip",
-                *(
-                    f"rule add pref {32700 + number} fwmark 0x6464 lookup 77",
-                    f"route replace 203.0.113.{number}/32 dev lo table 6464",
-                    f"address replace 203.0.113.{number}/32 dev lo",
-                )[which].split(),
-            )
+        number = next(self.numbers) % 200
+        self.both(
+            "ip",
+            *(
+                f"rule add pref {32700 + number} fwmark 0x6464 lookup 77",
+                f"route replace 203.0.113.{number}/32 dev lo table 6464",
+                f"address replace 203.0.113.{number}/32 dev lo",
+            )[which].split(),
+        )
 
     @rule(program=st.sampled_from(PROGRAMS), table=st.sampled_from(list(TABLES)))
     def flush_a_table(self, program: str, table: str) -> None:
-        if self.count():
-            self.both(program, "-w", "-t", table, "-F")
+        self.both(program, "-w", "-t", table, "-F")
 
     @rule()
     def flush_all_of_nftables(self) -> None:
-        if self.count():
-            self.both("nft", "flush", "ruleset")
+        self.both("nft", "flush", "ruleset")
 
 
+@pytest.mark.timeout(400)  # a minute on an idle machine
 def test_whatever_happens_teardown_leaves_exactly_what_others_have() -> None:
-    Hosts.steps, Hosts.began = 0, time.monotonic()
-    run_state_machine_as_test(
-        Hosts,
-        settings=settings(
-            max_examples=EXAMPLES,
-            stateful_step_count=STEPS,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-            phases=(Phase.explicit, Phase.reuse, Phase.generate),  # shrinking would take many minutes
-            database=None,
-            print_blob=True,
-        ),
+    Hosts.steps = 0
+    chosen = settings(
+        max_examples=EXAMPLES,
+        stateful_step_count=STEPS,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        phases=(Phase.explicit, Phase.reuse, Phase.generate),  # shrinking would take many minutes
+        database=None,
+        print_blob=True,
     )
-    assert Hosts.steps >= 200
+    while Hosts.steps < ENOUGH_STEPS:
+        run_state_machine_as_test(Hosts, settings=chosen)
