@@ -222,6 +222,32 @@ def test_a_file_that_has_changed_since_is_told(ideal_lab: IdealNat64Lab) -> None
         go_through(daemon, "NAT64")
 
 
+def test_the_scope_is_that_of_the_running_daemon_whatever_the_file_says_by_now(ideal_lab: IdealNat64Lab) -> None:
+    with Daemon(ideal_lab.client, ideal_lab.directory) as daemon:
+        with daemon.settings.open("a") as file:
+            file.write(f"[scope]\nnot_ports = ['{int(Port.ECHO)}']\n")
+        said = why(daemon, f"{SERVER_V4}:{int(Port.ECHO)}")
+        assert said["way"] == "nat64"
+        assert f"{daemon.settings} has changed since it was read: run tnat64d reload" in fact(said, "daemon")
+        go_through(daemon, "NAT64")
+        assert daemon.run("reload").returncode == 0
+        said = why(daemon, f"{SERVER_V4}:{int(Port.ECHO)}")
+        assert (said["way"], said["steps"].keys()) == ("not captured", {"route", "local", "scope"})
+
+
+@pytest.mark.parametrize("backend", ["nftables", "iptables"])
+def test_rules_that_are_gutted_capture_nothing(ideal_lab: IdealNat64Lab, backend: str) -> None:
+    settings = {"rules": {"backend": backend}}
+    with Service(ideal_lab.client, ideal_lab.directory, settings=settings) as service:
+        gut = "nft flush chain ip tnat64d redirect-output-rules"
+        ideal_lab.client.run((gut if backend == "nftables" else "iptables -t nat -F TNAT64D").split())
+        said = why(service.daemon, f"{SERVER_V4}:{int(Port.ECHO)}")
+        assert said["way"] == "not captured"
+        assert fact(said, "rules").startswith("gone or changed: the ")
+        assert service.daemon.run("setup", "-f", str(service.daemon.conf)).returncode == 0
+        assert why(service.daemon, f"{SERVER_V4}:{int(Port.ECHO)}")["way"] == "nat64"
+
+
 def test_names_are_looked_up_and_each_address_is_told(ideal_lab: IdealNat64Lab) -> None:
     with Daemon(ideal_lab.client, ideal_lab.directory) as daemon:
         done = run_cli(ideal_lab.client, *arguments(daemon, "localhost"))

@@ -38,6 +38,8 @@ def told(*, is_sticky: bool = False, failure: Failure | None = None, of: config.
         is_sticky=is_sticky,
         sticky_scope="global",
         failure=failure,
+        local=of.local,
+        settings=Settings(),
     )
 
 
@@ -103,6 +105,11 @@ CASES: dict[str, tuple[dict[str, Any], str, str]] = {
         "there is no route: connect() fails with ENETUNREACH",
     ),
     "no rules": ({"standing": ()}, "not captured", "no rules of tnat64d stand in the kernel"),
+    "rules that are not ours any more": (
+        {"changed_rules": ("the chain TNAT64D",)},
+        "not captured",
+        "rules of tnat64d are not as it makes them: the chain TNAT64D",
+    ),
     "no daemon": ({"daemon": STOPPED}, "none", "the daemon does not run: what is captured is refused"),
     "neither rules nor a daemon": (
         {"daemon": STOPPED, "standing": (), "route": REAL},
@@ -213,9 +220,10 @@ def test_a_prefix_that_must_not_carry_the_address_is_a_reason() -> None:
 
 
 def test_a_file_that_differs_from_what_the_daemon_goes_by_is_told() -> None:
-    changed = config.parse("nat64_prefix = 2001:db8:65::\n", "t.conf")
-    fact, _ = steps(explained(config=changed))["daemon"]
+    fact, _ = steps(explained(changed_files=("t.conf",)))["daemon"]
     assert fact.endswith("t.conf has changed since it was read: run tnat64d reload")
+    excluded = {"scope": Scope(not_programs=(Program(uid=33),)), "changed_files": ("t.toml",)}
+    assert "t.toml has changed" in steps(explained(**excluded))["daemon"][0]
     assert steps(explained())["daemon"][0] == "serving, pid 7, on 127.0.0.1:6464"
 
 

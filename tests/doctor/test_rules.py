@@ -45,7 +45,24 @@ def test_a_missing_part_of_the_routing_is_added_by_the_remedy(ideal_lab: IdealNa
 def test_a_flushed_chain_is_filled_by_the_remedy(ideal_lab: IdealNat64Lab, backend: str) -> None:
     with patient(ideal_lab, is_static=True, settings=STATIC[backend]) as host:
         host.host.run([backend, "-t", "nat", "-F", "OUTPUT"])
-        assert host.faults() == {"rules": f"fail: no packet comes to the chain TNAT64D of {backend}"}
+        sentence = f"fail: gone, or not as both files say: the jump to TNAT64D ({backend})"
+        assert host.faults() == {"rules": sentence}
+        host.remedy("rules")
+        assert host.faults() == {}
+
+
+GUTTED = {
+    "nftables": "nft flush chain ip tnat64d redirect-output-rules",
+    "iptables-nft": "iptables-nft -t nat -F TNAT64D",
+    "iptables-legacy": "iptables-legacy -t nat -F TNAT64D",
+}
+
+
+@pytest.mark.parametrize("backend", GUTTED)
+def test_a_chain_without_its_rules_is_filled_by_the_remedy(ideal_lab: IdealNat64Lab, backend: str) -> None:
+    with patient(ideal_lab, is_static=True, settings=STATIC[backend]) as host:
+        sh(host, GUTTED[backend])
+        assert host.faults()["rules"].startswith("fail: gone, or not as both files say: the ")
         host.remedy("rules")
         assert host.faults() == {}
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from tests.kernel.bare_host import BACKENDS, backend, ruleset, standing
+from tests.kernel.bare_host import standing
 from tests.lab import Namespace
 from tnat64d.core.settings import Rules
-from tnat64d.kernel.backends import Choice, choose, in_use
+from tnat64d.kernel.backends import Choice, choose
 from tnat64d.kernel.iptables import Iptables
 from tnat64d.kernel.nftables import Nftables
 
@@ -83,12 +83,3 @@ def test_with_no_iptables_installed_it_is_a_table_of_its_own(
     monkeypatch.setenv("PATH", "/nonexistent")
     choice = chosen(host)
     assert (choice.name, choice.others) == ("nftables", ())
-
-
-@pytest.mark.parametrize("name", ["nftables", *BACKENDS])
-def test_the_backend_in_use_is_the_one_that_has_chains_of_ours(host: Namespace, name: str) -> None:
-    host.run(["iptables-nft", *NAT_RULE])
-    host.run(["iptables-legacy", *NAT_RULE])
-    assert host.call(in_use) == ()
-    host.call(backend(name).install, ruleset())
-    assert host.call(in_use) == (name,)

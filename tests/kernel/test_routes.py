@@ -217,18 +217,3 @@ def test_another_refusal_of_the_kernel_is_told_with_its_words(host: Namespace) -
     foreign_source = replace(wanted.route, source=IPv4Address("198.51.100.1"))
     with pytest.raises(Tnat64Error, match="Invalid argument"):
         host.call(routes.install, replace(wanted, route=foreign_source))
-
-
-@pytest.mark.parametrize("command", ["rule del pref 32768", "rule del pref 32769", "route flush table 6464"])
-def test_what_is_missing_is_what_has_been_deleted_as_the_command_that_adds_it(
-    host: Namespace, command: str
-) -> None:
-    wanted = ruleset()
-    host.call(routes.install, wanted)
-    before = standing(host)
-    assert host.call(routes.missing, wanted) == []
-    ip(host, command)
-    (missing,) = host.call(routes.missing, wanted)
-    host.run(missing.split())
-    assert host.call(routes.missing, wanted) == []
-    assert standing(host) == before

@@ -10,17 +10,20 @@ import json
 import os
 import pwd
 import time
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING
 
 from tnat64d.cli import inputs
 from tnat64d.cli.arguments import Commands, command
 from tnat64d.core import scope
+from tnat64d.core.ruleset import LOOPBACK, OWN_DEVICE
 from tnat64d.errors import PrivilegeError, Tnat64Error, UnavailableError, UsageError
 
 if TYPE_CHECKING:
+    from tnat64d.core.config import Config
     from tnat64d.core.reasons import Asker, Facts, Silence, Told
-    from tnat64d.core.settings import Rules
+    from tnat64d.core.settings import Settings
 
 _DETAILS = """\
 It sends nothing to the destination. Who is neither root nor the daemon's user sees less, and is told what.
@@ -62,31 +65,41 @@ class _Inquiry:
         self._settings_file = arguments.settings or inputs.SETTINGS
         self._settings = inputs.load_settings(arguments.settings)
         self._config = inputs.load_config(arguments.conf)
-        self._scope = scope.resolve(self._settings.scope, accounts.lookup(self._settings_file))
+        self._lookup = accounts.lookup(self._settings_file)
         self._asker = _asker(arguments.user)
-        self._standing = _standing(self._settings.rules)
 
     def facts(self, address: IPv4Address, port: int) -> Facts:
         """Those for one destination. Raises Tnat64Error."""
         from tnat64d.core.reasons import Destined, Facts, Told
         from tnat64d.kernel.route_lookup import look_up
 
-        daemon = _ask_daemon(self._settings.control.socket, address, port)
-        destined = daemon.destined if isinstance(daemon, Told) else Destined.by(self._config, address, port)
+        config, settings, changed_files = self._config, self._settings, []
+        destined = Destined.by(config, address, port)
+        daemon = _ask_daemon(settings.control.socket, address, port)
+        if isinstance(daemon, Told):
+            if (daemon.destined, daemon.local) != (destined, config.local):
+                changed_files.append(self._conf_file)
+            if daemon.settings != settings:
+                changed_files.append(self._settings_file)
+            config, settings = replace(config, local=daemon.local), daemon.settings
+            destined = daemon.destined
         nat64 = destined.nat64_address
+        standing, changed_rules = _standing(config, settings, self._settings_file)
         return Facts(
             conf_file=self._conf_file,
             settings_file=self._settings_file,
-            config=self._config,
-            settings=self._settings,
-            scope=self._scope,
+            config=config,
+            settings=settings,
+            scope=scope.resolve(settings.scope, self._lookup),
             asker=self._asker,
             address=address,
             port=port,
             route=look_up(address, port=port, uid=self._asker.uid),
-            ipv4=look_up(address, port=port, mark=self._settings.rules.mark),
+            ipv4=look_up(address, port=port, mark=settings.rules.mark),
             nat64=None if nat64 is None else look_up(IPv6Address(nat64), port=port),
-            standing=self._standing,
+            standing=standing,
+            changed_rules=changed_rules,
+            changed_files=tuple(changed_files),
             daemon=daemon,
             now=time.time(),
         )
@@ -119,10 +132,17 @@ def _ask_daemon(path: str, address: IPv4Address, port: int) -> Told | Silence:
     return explaining.told(answer)
 
 
-def _standing(rules: Rules) -> tuple[str, ...] | None:
-    from tnat64d.kernel import capturing
+def _standing(
+    config: Config, settings: Settings, settings_file: str
+) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
+    """Where rules of ours stand (None: that may not be looked at), and what of them is not as it must be."""
+    from tnat64d.kernel import capturing, owned, rules
 
+    device = OWN_DEVICE if owned.is_held() else LOOPBACK
     try:
-        return capturing.places(rules)
+        held = capturing.held(settings.rules)
+        places = capturing.places(held)
+        wanted = rules.describe(config, settings, settings_file, device)
+        return places, capturing.changed(held, wanted) if places else ()
     except PrivilegeError:
-        return None
+        return None, ()

@@ -7,7 +7,7 @@ Owns the order of the reasons, their words and the verdict. Refuses to own gathe
     local     the rules leave the destination alone: local
     scope     the rules leave the program or the port alone: not captured
     route     there is none: not captured, for connect() fails before any rule is asked
-    rules     none stand: not captured
+    rules     none stand, or others than were made: not captured
     daemon    it does not run: none
     prefix, state, ipv4, nat64: nat64, ipv4 or none
 
@@ -25,7 +25,7 @@ from typing import Any
 
 from tnat64d.core import ruleset
 from tnat64d.core.capture import Packet, decisive_rule
-from tnat64d.core.config import ALWAYS_LOCAL, Config, Way
+from tnat64d.core.config import ALWAYS_LOCAL, Config, Local, Way
 from tnat64d.core.failures import Failure
 from tnat64d.core.ruleset import ROUTE_PROTOCOL, Match, Rule, Verdict
 from tnat64d.core.scope import Scope
@@ -85,7 +85,7 @@ class Destined:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Told:
-    """What the running daemon says of the destination."""
+    """What the running daemon says of the destination, and the settings and local networks that it goes by."""
 
     state: str
     pid: int
@@ -94,6 +94,8 @@ class Told:
     is_sticky: bool
     sticky_scope: str
     failure: Failure | None
+    local: tuple[Local, ...]
+    settings: Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +110,8 @@ class Silence:
 class Facts:
     """All that the answer follows from.
 
+    `config`, `settings`, `scope`: those of the running daemon where it tells, else of the files; `changed_files`:
+    those that say something else by now. `changed_rules`: the parts that are gone, or not as they must be.
     `route` is that of the program's connect(), `ipv4` that of the daemon's own attempt, `nat64` that to the NAT64
     address (None without one). `standing`: where our rules are in the kernel; None if that may not be looked at.
     `now`: seconds since the epoch.
@@ -125,6 +129,8 @@ class Facts:
     ipv4: RouteFound
     nat64: RouteFound | None
     standing: tuple[str, ...] | None
+    changed_rules: tuple[str, ...] = ()
+    changed_files: tuple[str, ...] = ()
     daemon: Told | Silence
     now: float
 
@@ -206,7 +212,9 @@ def explain(facts: Facts) -> Explanation:
     rule = decisive_rule(described, packet)
     outcome, because = _verdict(facts, rule)
     steps = [_route_step(facts), *_rule_steps(facts, rule)]
-    if rule is not None and rule.verdict is not Verdict.RETURN:
+    if rule is None or rule.verdict is Verdict.RETURN:
+        steps += [_daemon_step(facts)] if facts.changed_files else []
+    else:
         steps += [_standing_step(facts), _daemon_step(facts), *_way_steps(facts)]
     return Explanation(
         address=facts.address,
@@ -228,6 +236,8 @@ def _verdict(facts: Facts, rule: Rule | None) -> tuple[Outcome, str]:
         return Outcome.NOT_CAPTURED, f"there is no route: connect() fails with {_name(facts.route.error)}"
     if facts.standing == ():
         return Outcome.NOT_CAPTURED, "no rules of tnat64d stand in the kernel"
+    if facts.changed_rules:
+        return Outcome.NOT_CAPTURED, f"rules of tnat64d are not as it makes them: {', '.join(facts.changed_rules)}"
     if isinstance(facts.daemon, Silence) and not facts.daemon.is_running:
         return Outcome.NONE, "the daemon does not run: what is captured is refused"
     return _way(facts)
@@ -343,7 +353,12 @@ def _standing_step(facts: Facts) -> Step:
         return Step("rules", "taken to stand: only root may look", "the kernel")
     if not facts.standing:
         return Step("rules", "none stand: run tnat64d up, or start the service", "the kernel")
-    return Step("rules", "they stand, and capture it", ", ".join(facts.standing))
+    places = ", ".join(facts.standing)
+    if facts.changed_rules:
+        return Step(
+            "rules", f"gone or changed: {', '.join(facts.changed_rules)}; tnat64d doctor tells more", places
+        )
+    return Step("rules", "they stand, and capture it", places)
 
 
 def _daemon_step(facts: Facts) -> Step:
@@ -352,8 +367,8 @@ def _daemon_step(facts: Facts) -> Step:
     if isinstance(daemon, Silence):
         return Step("daemon", daemon.sentence, source)
     fact = f"{daemon.state}, pid {daemon.pid}, on {daemon.listener}"
-    if daemon.destined != Destined.by(facts.config, facts.address, facts.port):
-        fact += f"; {facts.conf_file} has changed since it was read: run tnat64d reload"
+    for file in facts.changed_files:
+        fact += f"; {file} has changed since it was read: run tnat64d reload"
     return Step("daemon", fact, source)
 
 

@@ -14,7 +14,7 @@ import re
 import textwrap
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network
 from typing import Annotated, Any, Literal, get_type_hints
@@ -246,9 +246,21 @@ def parse(text: str, filename: str) -> Settings:
     `FILE: TABLE.KEY: what is wrong, what would be right`; or with the first error of TOML's own grammar as
     `FILE:LINE:COLUMN: ...`, where tomllib stops.
     """
+    return of_tables(_load(text, filename), filename)
+
+
+def as_tables(settings: Settings) -> dict[str, Any]:
+    """What `of_tables` makes `settings` of, in values that JSON has, too."""
+    tables = asdict(settings)
+    tables["rules"]["address"] = str(settings.rules.address)
+    return tables
+
+
+def of_tables(bodies: dict[str, Any], filename: str) -> Settings:
+    """As `parse`, of what TOML's own grammar has made of the text."""
     tables: dict[str, Any] = {}
     problems: list[str] = []
-    for name, body in _load(text, filename).items():
+    for name, body in bodies.items():
         if name not in _TABLES:
             problems.append(f"{filename}: {show_name(name)}: {_unknown(name, 'table', _TABLES)}")
         elif not isinstance(body, dict):

@@ -10,11 +10,11 @@ from dataclasses import asdict
 from ipaddress import IPv4Address
 from typing import Any
 
-from tnat64d.core.config import Config, Way
+from tnat64d.core.config import Config, Local, Network, Way
 from tnat64d.core.failures import Failure
 from tnat64d.core.policy import ScopeState
 from tnat64d.core.reasons import Destined, Told
-from tnat64d.core.settings import Settings
+from tnat64d.core.settings import Settings, as_tables, of_tables
 from tnat64d.daemon.control import Answer, Question
 from tnat64d.daemon.pool import WorkerPool
 from tnat64d.errors import UsageError
@@ -38,6 +38,8 @@ def answer(question: Question, config: Config, settings: Settings, pool: WorkerP
         "is_sticky": state is ScopeState.NAT64_STICKY,
         "sticky_scope": sticky_scope.value,
         "failure": None if failure is None else asdict(failure),
+        "local": [asdict(local) for local in config.local],
+        "settings": as_tables(settings),
     }
 
 
@@ -53,4 +55,6 @@ def told(answer: dict[str, Any]) -> Told:
         is_sticky=answer["is_sticky"],
         sticky_scope=answer["sticky_scope"],
         failure=None if failure is None else Failure(**failure),
+        local=tuple(Local(Network(**local["network"]), local["line"]) for local in answer["local"]),
+        settings=of_tables(answer["settings"], answer["listener"]),
     )

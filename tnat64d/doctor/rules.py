@@ -12,16 +12,15 @@ from tnat64d.core.ruleset import LOOPBACK, OWN_DEVICE, Mark, Ruleset
 from tnat64d.core.settings import Mode
 from tnat64d.doctor.subject import Findings, Subject
 from tnat64d.kernel import backends as kernel_backends
-from tnat64d.kernel import firewall, owned, routes, routing
-from tnat64d.kernel.iptables import Iptables
+from tnat64d.kernel import capturing, firewall, owned, routes, routing
 from tnat64d.kernel.rules import describe
 
 
 def rules(subject: Subject) -> Findings:
     """Rules of ours that are missing, there twice, or left behind by a daemon that has gone."""
-    standing = kernel_backends.in_use()
+    standing = capturing.held(subject.settings.rules)
     if subject.daemon is None:
-        yield from _left_behind(subject, standing)
+        yield from _left_behind(subject, bool(standing))
         return
     held = owned.is_held()
     if not standing:
@@ -35,24 +34,28 @@ def rules(subject: Subject) -> Findings:
     missing = _missing(ruleset)
     if missing:
         yield fail(f"missing of our routing: {'; '.join(missing)}", subject.restoring)
-    unused = [] if standing[0] == "nftables" else Iptables(standing[0]).missing(ruleset)
-    for chain in unused:
-        yield fail(f"no packet comes to the chain {chain} of {standing[0]}", subject.restoring)
-    if not missing and not unused:
+    (backend,) = standing
+    changed = capturing.changed(standing, ruleset, all_parts=True)
+    if changed:
+        yield fail(f"gone, or not as both files say: {', '.join(changed)} ({backend})", subject.restoring)
+    if not missing and not changed:
         whose = f"held by the daemon (pid {subject.daemon['pid']})" if held else "until teardown"
-        yield ok(f"{standing[0]}, routing table {subject.settings.rules.table}, {whose}")
+        yield ok(f"{backend}, routing table {subject.settings.rules.table}, {whose}")
 
 
 def _missing(ruleset: Ruleset) -> list[str]:
     """Without an address to send from the kernel deletes the route, too: the check of the address tells that."""
-    commands = [command.removeprefix("ip -4 ").replace(" add ", " ", 1) for command in routes.missing(ruleset)]
+    adding = (
+        command for command in routes.plan(ruleset) if command.startswith(("ip -4 route add", "ip -4 rule add"))
+    )
+    commands = [command.removeprefix("ip -4 ").replace(" add ", " ", 1) for command in adding]
     has_address = any(not address.is_loopback for _, address in routing.ipv4_addresses())
     return [command for command in commands if has_address or command.startswith("rule ")]
 
 
-def _left_behind(subject: Subject, standing: tuple[str, ...]) -> Findings:
+def _left_behind(subject: Subject, is_standing: bool) -> Findings:
     commands = routes.removal_commands()
-    if standing or any(" rule " not in command for command in commands):
+    if is_standing or any(" rule " not in command for command in commands):
         sentence = "rules stand and no daemon runs: IPv4 connections are refused"
         yield fail(sentence, subject.command("teardown"))
     elif commands:

@@ -74,23 +74,11 @@ def choose(rules: Rules) -> Choice:
     return Choice(backend, name, because, tuple(others))
 
 
-def iptables_programs(rules: Rules) -> tuple[str, ...]:
-    """Those of this host, and that of `rules`, each kind once."""
+def installed(rules: Rules) -> dict[str, Backend]:
+    """All that can hold rules of ours on this host, by name: each kind of iptables once, with that of `rules`."""
+    found: dict[str, Backend] = {"nftables": Nftables()} if Nftables.is_supported() else {}
     programs = {_binary(program): program for program in (rules.iptables, NFT, LEGACY) if _has(program)}
-    return tuple(programs.values())
-
-
-def in_use() -> tuple[str, ...]:
-    """The backends in which something of ours stands. Raises PrivilegeError, Tnat64Error."""
-    table = ("nftables",) if Nftables.is_supported() and Nftables().stands() else ()
-    return (*table, *(program for program in (LEGACY, NFT) if _has(program) and _has_chains(program)))
-
-
-def _has_chains(program: str) -> bool:
-    try:
-        return any(table.own_chains for table in Iptables(program).saved().values())
-    except Tnat64Error:
-        return False  # a program that does not fit this kernel
+    return found | {program: Iptables(program) for program in programs.values()}
 
 
 def _has(program: str) -> bool:

@@ -1,33 +1,75 @@
-"""Where rules of ours capture connections now, whoever put them there.
+"""What holds packet rules of ours now, whoever put them there, and whether they are the right ones.
 
-Owns the look. Refuses to own whether they are the right ones, and changing anything.
+Owns the look into every backend. Refuses to own changing anything, and the routing (`kernel.routes`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from tnat64d.core.capture import CAPTURING
+from tnat64d.core.ruleset import Ruleset
 from tnat64d.core.settings import Rules
 from tnat64d.errors import PrivilegeError, Tnat64Error
-from tnat64d.kernel import backends, capabilities, owned
-from tnat64d.kernel.iptables import CHAINS, Iptables, Table
-from tnat64d.kernel.nftables import TABLE, Nftables
+from tnat64d.kernel import backends, capabilities, owned, scratch
+from tnat64d.kernel.backends import Backend
+from tnat64d.kernel.iptables import CHAINS, Iptables, chain_part, jump_part
+from tnat64d.kernel.nftables import PART, TABLE, Nftables
+from tnat64d.kernel.standing import Standing, lost
+
+Held = Mapping[str, Standing]
+"""What stands of ours, by the name of the backend."""
 
 
-def places(rules: Rules) -> tuple[str, ...]:
-    """What captures connections of this host's programs, in words. Raises PrivilegeError without CAP_NET_ADMIN."""
+def held(rules: Rules) -> Held:
+    """What each backend holds, without those that hold nothing. Raises PrivilegeError without CAP_NET_ADMIN."""
     if not capabilities.has(capabilities.CAP_NET_ADMIN):
         raise PrivilegeError("looking at the kernel's rules needs root (CAP_NET_ADMIN)")
-    found = []
-    if Nftables.is_supported() and Nftables().stands():
-        how = "owned by the running daemon" if owned.is_held() else "static"
-        found.append(f"nftables table ip {TABLE}, {how}")
-    for program in backends.iptables_programs(rules):
+    found = {}
+    for name, backend in backends.installed(rules).items():
         try:
-            saved = Iptables(program).saved()
+            standing = backend.standing()
         except Tnat64Error:
             continue  # a program that does not fit this kernel
-        for hook in CAPTURING:
-            jumps = saved.get(hook.table, Table()).own_jumps
-            if any(jump.split()[-1] == CHAINS[hook] for jump in jumps):
-                found.append(f"{program} -t {hook.table} chain {CHAINS[hook]}")
+        if standing:
+            found[name] = standing
+    return found
+
+
+def places(held: Held) -> tuple[str, ...]:
+    """What captures connections of this host's programs, in words."""
+    found = []
+    for name, standing in held.items():
+        if PART in standing:
+            how = "owned by the running daemon" if owned.is_held() else "static"
+            found.append(f"nftables table ip {TABLE}, {how}")
+        hooks = (hook for hook in CAPTURING if jump_part(CHAINS[hook]) in standing)
+        found += [f"{name} -t {hook.table} chain {CHAINS[hook]}" for hook in hooks]
     return tuple(found)
+
+
+_ALL_CAPTURING = {PART, *(part(CHAINS[hook]) for hook in CAPTURING for part in (chain_part, jump_part))}
+
+
+def changed(held: Held, ruleset: Ruleset, *, all_parts: bool = False) -> tuple[str, ...]:
+    """The parts in `held` that are gone, or not as the chains of `ruleset` must be.
+
+    Without `all_parts` only what captures connections of this host's programs.
+    """
+    found = [part for name, standing in held.items() for part in lost(_wanted(name, standing, ruleset), standing)]
+    return tuple(part for part in found if all_parts or part in _ALL_CAPTURING)
+
+
+def _wanted(name: str, standing: Standing, ruleset: Ruleset) -> Standing:
+    """What the backend `name` shows of the chains where it has just made them, in another network namespace."""
+    backend: Backend = Nftables() if name == "nftables" else Iptables(name)
+
+    def made() -> Standing:
+        backend.install(ruleset)
+        return backend.standing()
+
+    try:
+        return scratch.in_new_network(made)
+    except Tnat64Error:
+        # Without CAP_SYS_ADMIN, or where a control group has gone, only what is missing can be told.
+        return {part: standing.get(part, b"") for part in backend.parts(ruleset)}

@@ -84,20 +84,22 @@ def standing(text: str) -> Standing:
         if len(words) < 2 or words[0] not in ("-A", *(f":{chain}" for chain in CHAINS.values())):
             continue
         if words[0].startswith(":"):
-            found[_chain_part(words[0][1:])] = b"\n"
+            found[chain_part(words[0][1:])] = b"\n"
         elif words[1] in CHAINS.values():
-            found[_chain_part(words[1])] += line.encode(errors="surrogateescape") + b"\n"
+            found[chain_part(words[1])] += line.encode(errors="surrogateescape") + b"\n"
         elif words[-2] == "-j" and words[-1] in CHAINS.values():
-            name = _jump_part(words[-1])
+            name = jump_part(words[-1])
             found[name] = found.get(name, b"") + line.encode(errors="surrogateescape") + b"\n"
     return found
 
 
-def _chain_part(chain: str) -> str:
+def chain_part(chain: str) -> str:
+    """The name that `standing` gives one of CHAINS."""
     return f"the chain {chain}"
 
 
-def _jump_part(chain: str) -> str:
+def jump_part(chain: str) -> str:
+    """The name that `standing` gives the jumps to one of CHAINS."""
     return f"the jump to {chain}"
 
 
@@ -239,7 +241,7 @@ class Iptables:
     def parts(self, ruleset: Ruleset) -> tuple[str, ...]:
         """The names that `standing` has while `ruleset` stands."""
         chains = [CHAINS[chain.hook] for chain in ruleset.chains]
-        return tuple(name for chain in chains for name in (_chain_part(chain), _jump_part(chain)))
+        return tuple(name for chain in chains for name in (chain_part(chain), jump_part(chain)))
 
     def standing(self) -> Standing:
         """What stands of ours: each chain, and the jump to it."""
@@ -269,12 +271,6 @@ class Iptables:
         if text:
             self._restore(text)
         self._remove_base_chains(saved, Hook)
-
-    def missing(self, ruleset: Ruleset) -> list[str]:
-        """The chains of `ruleset` that do not stand, or to which nothing jumps."""
-        saved = self.saved()
-        jumps = {jump.split()[-1] for table in saved.values() for jump in table.own_jumps}
-        return [CHAINS[chain.hook] for chain in ruleset.chains if CHAINS[chain.hook] not in jumps]
 
     def saved(self) -> dict[str, Table]:
         """What stands now."""

@@ -124,15 +124,6 @@ def _removal_commands(rules: list[Any], routes: list[Any], addresses: list[Any])
     return lines
 
 
-def missing(ruleset: Ruleset) -> list[str]:
-    """The route and the policy rules that do not stand, as the ip(8) commands that add them."""
-    with _netlink() as ip:
-        has_route = any(_is(message, ruleset.route) for message in _own_routes(ip))
-        standing = [_rule_key(message) for message in _own_rules(ip)]
-    lines = [] if has_route else [_route_command(ruleset.route)]
-    return lines + [_rule_command("add", rule) for rule in ruleset.policy_rules if _key(rule) not in standing]
-
-
 @contextmanager
 def _netlink() -> Iterator[Any]:
     from pyroute2 import IPRoute  # takes 0.3 s to import
