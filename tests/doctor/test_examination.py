@@ -16,6 +16,7 @@ from tnat64d.doctor.subject import Findings, Subject
 SUBJECT = Subject(
     config=Config(),
     settings=Settings(),
+    conf_file="/etc/tnat64.conf",
     settings_file="/etc/tnat64d.toml",
     problems=(),
     conf_option="",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import socket
 import struct
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address
 
 import pytest
@@ -12,6 +14,7 @@ from tests.doctor.patient import SILENCE, Patient, patient, sh
 from tests.kernel.bare_host import ip
 from tests.lab import CLIENT_V6, ROUTER_V6, SERVER_V4, IdealNat64Lab, Namespace, Port
 from tests.lab.daemon import dial, echo
+from tnat64d.core.settings import Mode
 
 pytestmark = pytest.mark.netns("iptables-nft", "iptables-legacy", "nft", "unshare")
 
@@ -109,12 +112,50 @@ def test_a_dns64_of_another_prefix_is_found_and_the_remedy_names_it(ideal_lab: I
     with patient(ideal_lab, answer="64:ff9b::c000:aa") as host:
         found = [each for each in host.findings() if each["level"] != "ok"]
         assert [each["check"] for each in found] == ["dns64"]
-        assert found[0]["remedy"] == "echo 'nat64_prefix = 64:ff9b::/96' | sudo tee -a /etc/tnat64.conf"
+        assert found[0]["sentence"].endswith(f" of no prefix of {host.daemon.conf}:1")
+        assert host.remedy("dns64").startswith("sed -i '1s|.*|nat64_prefix = 64:ff9b::/96|' ")
+        assert host.faults() == {}
+        assert host.daemon.status()["summary"].count("64:ff9b::/96") == 1
 
 
 def test_a_whole_connection_is_tried_where_a_target_is_given(host: Patient) -> None:
     assert host.faults("-t", f"{SERVER_V4}:{Port.HTTP:d}") == {}
     assert host.faults("-t", f"{SERVER_V4}:{Port.REFUSED:d}").keys() == {"connection"}
+
+
+def test_a_name_without_an_address_is_a_finding_like_others(ideal_lab: IdealNat64Lab) -> None:
+    with patient(ideal_lab, answer=SILENCE) as host:
+        faults = host.faults("-t", "nonesuch.example")
+        assert faults.keys() == {"dns64", "connection"}
+        sentence = "fail: nonesuch.example has no IPv4 address to try: no answer within 3 s"
+        assert faults["connection"] == sentence
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_connections_of_others_do_not_hide_that_one_is_redirected(ideal_lab: IdealNat64Lab, mode: Mode) -> None:
+    stop = threading.Event()
+
+    def keep_dialling(host: Patient) -> None:
+        while not stop.is_set():
+            dial(host.host, Port.ECHO).close()
+
+    with (
+        patient(ideal_lab, is_static=True, settings={"rules": {"mode": mode.value}}) as host,
+        host.host.socket() as thief,
+        ThreadPoolExecutor() as threads,
+    ):
+        assert host.faults() == {}
+        thief.bind(("127.0.0.1", 7777))
+        thief.listen()
+        sh(host, "iptables-nft -t nat -I OUTPUT -p tcp --dport 443 -j REDIRECT --to-ports 7777")
+        dialling = threads.submit(keep_dialling, host)
+        try:
+            assert host.faults() == {
+                "connection": "fail: a connection to 192.0.2.1:443 does not come to the daemon"
+            }
+        finally:
+            stop.set()
+        dialling.result()
 
 
 def test_a_connection_that_somebody_else_redirects_is_found(host: Patient) -> None:

@@ -61,3 +61,15 @@ def test_a_listener_on_the_port_of_a_socket_that_is_gone_is_not_taken_for_it(sil
         server.listen()
         assert not table.is_connecting(server.getsockname(), NOWHERE, 0)
     table.close()
+
+
+def test_the_other_end_of_a_connection_is_there_before_anybody_accepts_it(silent: Namespace) -> None:
+    table = silent.call(SocketTable)
+    with silent.socket() as server, silent.socket() as client:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        assert not table.has(server.getsockname(), ("127.0.0.1", 9))
+        client.connect(server.getsockname())
+        assert table.has(server.getsockname(), client.getsockname())
+        assert not table.has(("127.0.0.1", 9), client.getsockname())
+    table.close()

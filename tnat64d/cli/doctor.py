@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-from ipaddress import IPv4Address
 
 from tnat64d.cli import inputs
 from tnat64d.cli.arguments import Commands, command
@@ -46,6 +45,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
     subject = Subject(
         config=config,
         settings=settings,
+        conf_file=arguments.conf,
         settings_file=arguments.settings or inputs.SETTINGS,
         problems=tuple(problems),
         conf_option=_option("-f", arguments.conf, inputs.CONF),
@@ -65,11 +65,11 @@ def _doctor(arguments: argparse.Namespace) -> int:
     return 0 if findings.is_well(found) else 1
 
 
-def _target(text: str | None) -> tuple[IPv4Address, int] | None:
+def _target(text: str | None) -> tuple[str, int] | None:
     if text is None:
         return None
     host, port = inputs.split_target(text)
-    return inputs.resolve(host)[0], port or _PORT
+    return host, port or _PORT
 
 
 def _option(name: str, path: str, default: str) -> str:

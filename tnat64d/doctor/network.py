@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import re
+import select
+import shlex
 import socket
 import struct
 import threading
 import time
-from ipaddress import IPv4Address, IPv4Network, IPv6Address
+from contextlib import closing
+from ipaddress import IPv4Address, IPv4Network
 
 from tnat64d.core.config import Config, Way
 from tnat64d.core.findings import fail, ok, warn
 from tnat64d.core.rfc6052 import Prefix
-from tnat64d.core.settings import Scope
+from tnat64d.core.settings import Mode, Scope
 from tnat64d.doctor.subject import Findings, Subject
 from tnat64d.kernel import processes, routing, sysctl
+from tnat64d.kernel.sock_diag import SocketTable
 
 _WELL_KNOWN_NAME = "ipv4only.arpa"
 _WELL_KNOWN_ADDRESSES = (IPv4Address("192.0.0.170"), IPv4Address("192.0.0.171"))
@@ -100,28 +104,37 @@ def _prefixes(config: Config) -> list[Prefix]:
 def dns64(subject: Subject) -> Findings:
     """No DNS64 in this network, or one with a prefix that tnat64.conf does not have (RFC 7050)."""
     assert subject.config is not None
-    answer = _addresses_of_well_known_name()
+    answer = _addresses(_WELL_KNOWN_NAME, socket.AF_INET6)
     if isinstance(answer, str):
         yield warn(f"no DNS64 gives {_WELL_KNOWN_NAME} an IPv6 address: {answer}", "resolvectl dns")
         return
     for each in _prefixes(subject.config):
-        if any(each.embed(known) in answer for known in _WELL_KNOWN_ADDRESSES):
+        if any(str(each.embed(known)) in answer for known in _WELL_KNOWN_ADDRESSES):
             yield ok(f"the network's DNS64 uses {each}, too")
             return
-    mend = f"echo 'nat64_prefix = {Prefix(f'{answer[0]}/96', strict=False)}' | sudo tee -a /etc/tnat64.conf"
-    yield warn(f"the network's DNS64 answers {answer[0]}, of no prefix of tnat64.conf", mend)
+    directive = f"nat64_prefix = {Prefix(f'{answer[0]}/96', strict=False)}"
+    file, line = shlex.quote(subject.conf_file), subject.config.default_prefix_line
+    change = f"echo '{directive}' >>{file}" if line is None else f"sed -i '{line}s|.*|{directive}|' {file}"
+    place = subject.conf_file if line is None else f"{subject.conf_file}:{line}"
+    sentence = f"the network's DNS64 answers {answer[0]}, of no prefix of {place}"
+    yield warn(sentence, f"{change} && {subject.command('reload')}")
 
 
-def _addresses_of_well_known_name() -> list[IPv6Address] | str:
-    """By the resolver that programs use, which may take its time: a thread of its own, left alone if it does."""
-    answer: list[list[IPv6Address] | str] = []
+def _addresses(name: str, family: socket.AddressFamily) -> list[str] | str:
+    """By the resolver that programs use, which may take its time: a thread of its own, left alone if it does.
+
+    A sentence where there are none.
+    """
+    answer: list[list[str] | str] = []
 
     def look_up() -> None:
         try:
-            found = socket.getaddrinfo(_WELL_KNOWN_NAME, None, socket.AF_INET6, socket.SOCK_STREAM)
-            answer.append([IPv6Address(entry[4][0]) for entry in found])
+            found = socket.getaddrinfo(name, None, family, socket.SOCK_STREAM)
+            answer.append([str(entry[4][0]) for entry in found])
         except OSError as error:
             answer.append(error.strerror or str(error))
+        except UnicodeError:
+            answer.append("not a host name")
 
     thread = threading.Thread(target=look_up, daemon=True)
     thread.start()
@@ -131,25 +144,27 @@ def _addresses_of_well_known_name() -> list[IPv6Address] | str:
 
 def connection(subject: Subject) -> Findings:
     """A connection of our own that the kernel does not hand to the daemon, or that is refused on its way."""
-    assert subject.config is not None
     if subject.target is None and subject.settings.scope != Scope(gateway=subject.settings.scope.gateway):
         yield ok("not tried, as [scope] may leave this program out: -t names a destination")
         return
-    config = subject.config
-    candidates = (each for each in _DOCUMENTATION if config.route(each, 443).way is not Way.LOCAL)
-    host, port = subject.target or (next(candidates, _DOCUMENTATION[0]), 443)
-    look = subject.command("check") + f" -t {host}:{port}"
+    name, port = subject.target or (str(_destination(subject)), 443)
+    look = subject.command("check") + f" -t {shlex.quote(f'{name}:{port}')}"
+    answer = _addresses(name, socket.AF_INET)
+    if isinstance(answer, str):
+        yield fail(f"{name} has no IPv4 address to try: {answer}", f"getent ahostsv4 {shlex.quote(name)}")
+        return
+    host = answer[0]
     before = subject.count("accepted")
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.settimeout(_TIMEOUT_S)
         try:
-            probe.connect((str(host), port))
+            probe.connect((host, port))
         except OSError as error:
             # The daemon may have reset it already: then it has come there.
             if not isinstance(error, ConnectionResetError):
                 yield fail(f"a connection to {host}:{port} fails: {error.strerror or error}", look)
                 return
-        if not _grows(subject, before):
+        if not _comes_to_daemon(subject, probe, (host, port), before):
             yield fail(f"a connection to {host}:{port} does not come to the daemon", look)
         elif subject.target is None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -158,6 +173,31 @@ def connection(subject: Subject) -> Findings:
             yield fail(f"the daemon has the connection to {host}:{port}, and then: {why}", look)
         else:
             yield ok(f"a connection to {host}:{port} reaches its server")
+
+
+def _destination(subject: Subject) -> IPv4Address:
+    """One where nobody is (RFC 5737), and that is carried."""
+    assert subject.config is not None
+    for each in _DOCUMENTATION:
+        if subject.config.route(each, 443).way is not Way.LOCAL:
+            return each
+    return _DOCUMENTATION[0]
+
+
+def _comes_to_daemon(subject: Subject, probe: socket.socket, target: tuple[str, int], before: int) -> bool:
+    """Whether the other end of `probe` is a socket of the daemon's; once it has gone, whether one was counted."""
+    is_redirected = subject.settings.rules.mode is Mode.REDIRECT
+    end = ("127.0.0.1", subject.settings.proxy.port) if is_redirected else target
+    with closing(SocketTable()) as sockets:
+        is_there = sockets.has(end, probe.getsockname())
+    return is_there or (_has_been_reset(probe) and _grows(subject, before))
+
+
+def _has_been_reset(probe: socket.socket) -> bool:
+    """Without taking the error away from who asks next."""
+    poll = select.poll()
+    poll.register(probe, 0)
+    return bool(poll.poll(0))
 
 
 def _grows(subject: Subject, before: int) -> bool:

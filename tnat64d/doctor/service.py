@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from pathlib import Path
 
@@ -26,8 +27,8 @@ def configuration(subject: Subject) -> Findings:
         return
     if subject.config.default_prefix is None and not subject.config.paths:
         yield warn(
-            "tnat64.conf has no nat64_prefix: every destination is tried by IPv4 only",
-            "echo 'nat64_prefix = PREFIX' | sudo tee -a /etc/tnat64.conf",
+            f"{subject.conf_file} has no nat64_prefix: every destination is tried by IPv4 only",
+            f"echo 'nat64_prefix = PREFIX' >>{shlex.quote(subject.conf_file)}",
         )
     else:
         yield ok("both files are right")

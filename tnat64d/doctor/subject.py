@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address
 from typing import Any
 
 from tnat64d.core.config import Config
@@ -29,12 +28,13 @@ class Subject:
     """`config`: None where tnat64.conf is wrong; `problems`: the mistakes of both files.
 
     `conf_option` and `settings_option`: how the command line named the files, for remedies, or empty.
-    `daemon`: its status, or None and `why_no_daemon`. `target`: where to try a connection to, None for nowhere
-    in particular.
+    `daemon`: its status, or None and `why_no_daemon`. `target`: name or address and port to try a
+    connection to, None for nowhere in particular.
     """
 
     config: Config | None
     settings: Settings
+    conf_file: str
     settings_file: str
     problems: tuple[str, ...]
     conf_option: str
@@ -42,7 +42,7 @@ class Subject:
     is_root: bool
     daemon: dict[str, Any] | None
     why_no_daemon: str
-    target: tuple[IPv4Address, int] | None
+    target: tuple[str, int] | None
 
     def command(self, name: str) -> str:
         """The command `name` of this program with the same files, for a shell."""

@@ -1,4 +1,5 @@
-"""Whether a program still waits in connect(): the state of a TCP socket of this network namespace.
+"""Whether a program still waits in connect(), or a connection has its other end here: the states of TCP sockets
+of this network namespace.
 
 Owns the question and its wire format (sock_diag(7)). Refuses to own what follows. A program that gives up a
 connect() sends nothing: neither a FIN nor a reset leaves a socket in SYN-SENT (RFC 9293, 3.10.4).
@@ -7,6 +8,7 @@ connect() sends nothing: neither a FIN nor a reset leaves a socket in SYN-SENT (
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import struct
 
@@ -16,7 +18,7 @@ _NETLINK_SOCK_DIAG = 4
 _SOCK_DIAG_BY_FAMILY = 20
 _NLMSG_ERROR = 2
 _NLM_F_REQUEST = 0x1
-_SYN_SENT = 2  # net/tcp_states.h
+_SYN_SENT, _LISTEN = 2, 10  # net/tcp_states.h
 _ALL_STATES = 0xFFFFFFFF
 _NO_COOKIE = b"\xff" * 8
 _HEADER = struct.Struct("=IHHII")
@@ -37,6 +39,17 @@ class SocketTable:
 
         `device`: the index of the interface its SYN left by, which it may be bound to. True where nobody knows.
         """
+        try:
+            return self._state(client, destination, device) == _SYN_SENT
+        except OSError:
+            return True
+
+    def has(self, end: Destination, peer: Destination) -> bool:
+        """Whether a socket has the address `end` and the peer `peer`. Raises OSError."""
+        return self._state(end, peer, 0) not in (None, _LISTEN)
+
+    def _state(self, client: Destination, destination: Destination, device: int) -> int | None:
+        """Of the socket that leads from `client` to `destination`, or would answer there; None without one."""
         ports = struct.pack("!HH", client[1], destination[1])
         addresses = socket.inet_aton(client[0]).ljust(16, b"\0") + socket.inet_aton(destination[0]).ljust(
             16, b"\0"
@@ -44,13 +57,12 @@ class SocketTable:
         request = struct.pack("=BBBBI", socket.AF_INET, socket.IPPROTO_TCP, 0, 0, _ALL_STATES)
         request += ports + addresses + struct.pack("=I", device) + _NO_COOKIE
         header = _HEADER.pack(_HEADER.size + len(request), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, 0, 0)
-        try:
-            self._socket.send(header + request)
-            answer = self._socket.recv(4096)
-        except OSError:
-            return True
+        self._socket.send(header + request)
+        answer = self._socket.recv(4096)
         _, kind, _, _, _ = _HEADER.unpack_from(answer)
         if kind == _NLMSG_ERROR:
             (code,) = struct.unpack_from("=i", answer, _HEADER.size)
-            return bool(code != -errno.ENOENT)
-        return answer[_HEADER.size + 1] == _SYN_SENT
+            if code == -errno.ENOENT:
+                return None
+            raise OSError(-code, os.strerror(-code))
+        return answer[_HEADER.size + 1]
