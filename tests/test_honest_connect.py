@@ -118,6 +118,24 @@ def test_the_worker_that_has_dialled_accepts(ideal_lab: IdealNat64Lab, way: str)
         assert service.daemon.total("accepted") == 60
 
 
+@pytest.mark.parametrize("way", ["owned", *STATIC_WAYS])
+def test_refusals_pass_a_firewall_that_drops_what_conntrack_calls_invalid(
+    ideal_lab: IdealNat64Lab, way: str
+) -> None:
+    host = ideal_lab.client
+    rules = "".join(
+        f"chain {hook} {{ type filter hook {hook} priority 0; ct state invalid drop; }};"
+        for hook in ("input", "output")
+    )
+    host.run(["nft", f"table inet firewall {{ {rules} }}"])
+    settings = honest(**STATIC_WAYS.get(way, {}))
+    with Service(host, ideal_lab.directory, settings=settings, is_static=way != "owned"):
+        assert connect_code(host, Port.REFUSED, timeout_s=0.9) == errno.ECONNREFUSED
+        ideal_lab.ip("client", "route add unreachable 2001:db8:64::/96")
+        assert connect_code(host, Port.ECHO, timeout_s=0.9) == errno.EHOSTUNREACH
+        ideal_lab.ip("client", "route del unreachable 2001:db8:64::/96")
+
+
 def test_only_named_ports_and_networks_are_honest(ideal_lab: IdealNat64Lab) -> None:
     proxy = {"honest_ports": ["1-1003"], "honest_networks": ["198.51.100.0/24"]}
     with Daemon(ideal_lab.client, ideal_lab.directory, settings=honest(proxy)) as daemon:

@@ -22,6 +22,7 @@ from tnat64d.core.ruleset import (
     Ruleset,
     Verdict,
     describe,
+    refusal_mark,
 )
 from tnat64d.core.scope import Place, Scope
 from tnat64d.core.settings import Mode, Rules
@@ -213,6 +214,25 @@ def test_the_captured_mark_is_neither_nothing_nor_the_daemons_own(mask: int, dat
     assert captured.value not in (0, mark)
     assert captured.value & ~mask == 0
     assert captured.mask == mask
+
+
+@given(masks, st.data())
+def test_refusals_have_a_mark_of_their_own(mask: int, data: st.DataObject) -> None:
+    mark = data.draw(st.integers(1, mask).map(lambda value: value & mask).filter(bool))
+    rules = Rules(mark=mark, mark_mask=mask)
+    refusal = refusal_mark(rules)
+    assert refusal.value not in (0, mark, describe(CONFIG, rules, Scope(), PORT).captured.value)
+    assert refusal.value & ~mask == 0
+    assert refusal.mask == mask
+
+
+def test_refusals_and_nothing_else_are_kept_from_conntrack_where_connects_are_honest(mode: Mode) -> None:
+    untrack = chain(honest_ruleset(mode), Hook.UNTRACK_OUTPUT)
+    rules = Rules()
+    assert verdicts(untrack, Packet(mark=refusal_mark(rules).value, is_syn=False)) == [Verdict.UNTRACK]
+    assert verdicts(untrack, Packet(mark=rules.mark)) == []
+    assert not any(match.tcp_only for match in (*untrack.entries, *(rule.match for rule in untrack.rules)))
+    assert Hook.UNTRACK_OUTPUT not in {chain.hook for chain in ruleset(mode).chains}
 
 
 def test_a_mark_is_shown_as_iptables_and_ip_take_it() -> None:

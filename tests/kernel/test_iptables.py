@@ -19,6 +19,11 @@ pytestmark = pytest.mark.netns("iptables-nft", "iptables-legacy", "nft", "setpri
 
 # As a container engine and a firewall leave them, and names and comments that resemble ours.
 FOREIGN = """\
+*raw
+:PREROUTING ACCEPT [0:0]
+:OUTPUT ACCEPT [0:0]
+-A OUTPUT -o lo -p udp -j ACCEPT
+COMMIT
 *nat
 :PREROUTING ACCEPT [0:0]
 :INPUT ACCEPT [0:0]

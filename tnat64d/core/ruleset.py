@@ -22,7 +22,8 @@ servers, and connections older than the rules, stay on their way.
 Where connects are honest, the hold chain hands the SYNs of what will be captured to the daemon first, which gives
 each back when it knows the answer. It comes before anybody's destination NAT, as only there a SYN still shows the
 destination to dial; and it has a base chain of its own, so that without a daemon (or with a full queue) a SYN goes
-on as if there were no such chain.
+on as if there were no such chain. The daemon's refusals answer a SYN that was dropped, which conntrack therefore
+never confirmed: the untrack chain keeps them from it, or they would be INVALID, and firewalls drop those.
 """
 
 from __future__ import annotations
@@ -78,6 +79,7 @@ class Hook(Enum):
     GUARD_OUTPUT = ("guard", "filter", "OUTPUT", True)
     HOLD_OUTPUT = ("hold", "mangle", "OUTPUT", False)
     HOLD_PREROUTING = ("hold", "mangle", "PREROUTING", False)
+    UNTRACK_OUTPUT = ("untrack", "raw", "OUTPUT", False)
 
     def __init__(self, purpose: str, table: str, chain: str, before_others: bool) -> None:
         """`purpose` keeps apart those in one place; equal values would be one member (enum, aliases)."""
@@ -97,6 +99,7 @@ class Verdict(Enum):
     TPROXY = "tproxy"
     RESET = "reset"
     QUEUE = "queue"
+    UNTRACK = "untrack"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,12 +115,13 @@ class Mark:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Match:
-    """All given conditions hold, for a TCP packet over IPv4.
+    """All given conditions hold, for a packet over IPv4, of TCP if `tcp_only`.
 
     `is_refused`: the destination is in the set REFUSED; `ports`: of the destination, first and last;
     `source_port_bits`: what HOLD_BITS select of the source port.
     """
 
+    tcp_only: bool = True
     destination: Network | None = None
     destination_is_own: bool = False
     source: IPv4Address | None = None
@@ -213,7 +217,7 @@ def describe(
     `refusal_memory_s`: how long a destination stays in the set REFUSED; 0 for none. Only nf_tables has sets.
     """
     own = Mark(rules.mark, rules.mark_mask)
-    captured = _second_mark(own)
+    captured, _ = _other_marks(own)
     tproxy = rules.mode is Mode.TPROXY
     on_loopback = device == LOOPBACK
     chains = (_tproxy_chains if tproxy else _redirect_chains)(config, scope, own, captured)
@@ -223,7 +227,7 @@ def describe(
     if honest is not None:
         held = _held_after_marking(captured, rules.queue) if tproxy else _held(config, scope, own, rules.queue)
         entries = tuple(replace(_to(place), begins_connection=True) for place in honest or (Place(),))
-        chains = (*chains, *(Chain(hook, entries, held_rules) for hook, held_rules in held))
+        chains = (*chains, *(Chain(hook, entries, held_rules) for hook, held_rules in held), _untrack(rules))
     if on_loopback:
         chains = (*chains, _guard(rules.address, captured if tproxy else None))
     return Ruleset(
@@ -242,11 +246,19 @@ def _peer(address: IPv4Address) -> IPv4Address:
     return IPv4Address(int(address) ^ 0b11)
 
 
-def _second_mark(own: Mark) -> Mark:
-    """A mark under the same mask that is neither `own` nor 0 (the mask has two bits or more)."""
+def refusal_mark(rules: Rules) -> Mark:
+    """The mark of what the daemon refuses connects with."""
+    _, refusal = _other_marks(Mark(rules.mark, rules.mark_mask))
+    return refusal
+
+
+def _other_marks(own: Mark) -> tuple[Mark, Mark]:
+    """Two marks under the same mask, neither `own` nor 0 (the mask has two bits or more)."""
     lowest_bit = own.mask & -own.mask
     second_bit = (own.mask ^ lowest_bit) & -(own.mask ^ lowest_bit)
-    return Mark(own.value ^ (second_bit if own.value == lowest_bit else lowest_bit), own.mask)
+    values = (own.value ^ bits for bits in (lowest_bit, second_bit, lowest_bit | second_bit))
+    captured, refusal, *_ = (Mark(value, own.mask) for value in values if value)
+    return captured, refusal
 
 
 def _policy_rules(table: int, own: Mark, captured: Mark | None) -> tuple[PolicyRule, ...]:
@@ -365,6 +377,11 @@ def _from_each(programs: Iterable[Program], scope: Scope) -> list[Match]:
 
 def _from(program: Program, match: Match) -> Match:
     return replace(match, uid=program.uid, gid=program.gid, cgroup=program.cgroup)
+
+
+def _untrack(rules: Rules) -> Chain:
+    match = Match(tcp_only=False, mark=refusal_mark(rules))
+    return Chain(Hook.UNTRACK_OUTPUT, (match,), (Rule(match, Verdict.UNTRACK),))
 
 
 def _guard(address: IPv4Address, captured: Mark | None) -> Chain:

@@ -25,7 +25,7 @@ from tnat64d import __version__
 from tnat64d.core.config import Config
 from tnat64d.core.failures import Failure, to_refuse
 from tnat64d.core.reloading import require_reloadable
-from tnat64d.core.ruleset import QUEUES
+from tnat64d.core.ruleset import QUEUES, refusal_mark
 from tnat64d.core.scope import honest_places
 from tnat64d.core.settings import Rules as RuleSettings
 from tnat64d.core.settings import Settings
@@ -317,7 +317,7 @@ class _Supervisor:
 
 def require_holding(rules: RuleSettings) -> None:
     """Prove that workers will be able to hold SYNs and to refuse them. Raises as SynQueue and Refuser."""
-    Refuser(rules.mark).close()
+    Refuser(refusal_mark(rules).value).close()
     SynQueue(range(rules.queue, rules.queue + QUEUES), room=1).close()
 
 

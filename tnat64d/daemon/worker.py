@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tnat64d.core.policy import StickyMemory
+from tnat64d.core.ruleset import refusal_mark
 from tnat64d.core.settings import Mode, Settings
 from tnat64d.daemon import journal
 from tnat64d.daemon.bookkeeping import Bookkeeping
@@ -165,7 +166,7 @@ class Worker:
             self._loop,
             self._reactor,
             SynQueue(start.queues, QUEUE_ROOM),
-            Refuser(start.settings.rules.mark),
+            Refuser(refusal_mark(start.settings.rules).value),
             SocketTable(),
             self._destinations,
             self._dialer,

@@ -39,6 +39,7 @@ CHAINS = {
     Hook.GUARD_OUTPUT: "TNAT64D-GUARD",
     Hook.HOLD_OUTPUT: "TNAT64D-HOLD",
     Hook.HOLD_PREROUTING: "TNAT64D-HOLD-GATEWAY",
+    Hook.UNTRACK_OUTPUT: "TNAT64D-UNTRACK",
 }
 MADE = {hook: f"TNAT64D-MADE-{hook.chain}" for hook in Hook}
 _OWN = frozenset((*CHAINS.values(), *MADE.values()))
@@ -159,7 +160,7 @@ def _rule(rule: Rule, ruleset: Ruleset) -> list[str]:
 
 def _match(match: Match) -> list[str]:
     assert not match.is_refused, "only nf_tables has the set"
-    words = ["-p", "tcp"]
+    words = ["-p", "tcp"] if match.tcp_only else []
     if match.source is not None:
         words += ["-s", str(match.source)]
     if match.destination is not None:
@@ -216,6 +217,8 @@ def _target(rule: Rule, ruleset: Ruleset) -> list[str]:
             return ["REJECT", "--reject-with", "tcp-reset"]
         case Verdict.QUEUE:
             return ["NFQUEUE", "--queue-num", str(rule.queue), "--queue-bypass"]
+        case Verdict.UNTRACK:
+            return ["CT", "--notrack"]
 
 
 def _only_for_us(saved: dict[str, Table], hooks: Iterable[Hook]) -> list[Hook]:

@@ -69,6 +69,7 @@ BASE_CHAINS = {
     Hook.DIVERT_PREROUTING: _BaseChain("divert-prerouting", "filter", "prerouting", _NF_INET_PRE_ROUTING, -140),
     Hook.HOLD_OUTPUT: _BaseChain("hold-output", "filter", "output", _NF_INET_LOCAL_OUT, -130),
     Hook.HOLD_PREROUTING: _BaseChain("hold-prerouting", "filter", "prerouting", _NF_INET_PRE_ROUTING, -130),
+    Hook.UNTRACK_OUTPUT: _BaseChain("untrack-output", "filter", "output", _NF_INET_LOCAL_OUT, -290),
     Hook.GUARD_OUTPUT: _BaseChain("guard-output", "filter", "output", _NF_INET_LOCAL_OUT, -10),
 }
 
@@ -378,7 +379,8 @@ def _host(value: int) -> bytes:
 
 
 def _match(match: Match) -> Iterator[_Part]:
-    yield _Part("meta l4proto tcp", (_meta(_META_L4PROTO), _compare(bytes((_IPPROTO_TCP,)))))
+    if match.tcp_only:
+        yield _Part("meta l4proto tcp", (_meta(_META_L4PROTO), _compare(bytes((_IPPROTO_TCP,)))))
     if match.in_device is not None:
         yield _Part(f'iifname "{match.in_device}"', (_meta(_META_IIFNAME), _compare(_device(match.in_device))))
     if match.out_device is not None:
@@ -486,6 +488,8 @@ def _verdict(rule: Rule, ruleset: Ruleset, *, queues: bool = True) -> _Part:
             assert rule.queue is not None
             expression = _queue(rule.queue) if queues else _queue_by_xtables(rule.queue)
             return _Part(f"queue flags bypass to {rule.queue}", (expression,))
+        case Verdict.UNTRACK:
+            return _Part("notrack", (_expression("notrack"),))
 
 
 def _queue(number: int) -> bytes:

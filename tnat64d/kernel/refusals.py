@@ -50,7 +50,10 @@ class Refuser:
     """Sends refusals."""
 
     def __init__(self, mark: int) -> None:
-        """`mark`: the fwmark that passes our own rules. Raises PrivilegeError without CAP_NET_RAW."""
+        """`mark`: keeps them from conntrack (`core.ruleset.refusal_mark`).
+
+        Raises PrivilegeError without CAP_NET_RAW.
+        """
         try:
             self._socket = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
         except PermissionError:
