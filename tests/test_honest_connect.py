@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import resource
 import signal
 import socket
 import time
@@ -168,6 +169,24 @@ def test_a_program_that_gives_up_leaves_nothing_behind(ideal_lab: IdealNat64Lab)
         wait_until(lambda: daemon.total("active") == 0, "the dials end", timeout_s=5)
         assert descriptors() == before
         assert daemon.total("refused") == 50
+
+
+def test_connects_wait_in_the_backlog_while_there_are_no_descriptors(ideal_lab: IdealNat64Lab) -> None:
+    with Daemon(ideal_lab.client, ideal_lab.directory, settings=honest({"workers": 1})) as daemon:
+        (worker,) = daemon.worker_pids()
+        with dial(ideal_lab.client, Port.ECHO) as sock:  # what is opened once is open now
+            echo(sock)
+        daemon.wait_for_total("active", 0)
+        enough = resource.prlimit(worker, resource.RLIMIT_NOFILE)
+        open_now = len(list(Path(f"/proc/{worker}/fd").iterdir()))
+        resource.prlimit(worker, resource.RLIMIT_NOFILE, (open_now, enough[1]))
+        with contextlib.ExitStack() as stack:
+            waiting = [stack.enter_context(dial(ideal_lab.client, Port.ECHO)) for _ in range(5)]
+            resource.prlimit(worker, resource.RLIMIT_NOFILE, enough)
+            for sock in waiting:
+                echo(sock)
+        assert daemon.total("not_held") > 0
+        assert connect_code(ideal_lab.client, Port.REFUSED) == errno.ECONNREFUSED, "honest again"
 
 
 def test_without_a_daemon_static_rules_let_every_syn_pass(ideal_lab: IdealNat64Lab) -> None:

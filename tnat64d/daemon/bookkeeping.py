@@ -170,8 +170,8 @@ class Bookkeeping:
         self._counters[_NOT_HELD] += 1
         if self._counters[_NOT_HELD] == 1:
             _log.warning(
-                "more than %d connects wait for an answer, or proxy.max_connections is reached: those beyond are "
-                "plain (said once)",
+                "more than %d connects wait for an answer, proxy.max_connections is reached, or file descriptors "
+                "have run out: those beyond are plain (said once)",
                 MAX_HELD,
             )
 

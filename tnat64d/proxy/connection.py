@@ -84,7 +84,7 @@ class Observer(Protocol):
         """A SYN is held and its destination will be dialled."""
 
     def not_held(self) -> None:
-        """A SYN was not held: too many are."""
+        """A SYN was not held: too many are, or descriptors have run out."""
 
     def answered(self) -> None:
         """A held SYN was let go, for its destination has connected; the connection will be accepted."""

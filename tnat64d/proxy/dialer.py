@@ -34,7 +34,9 @@ _FALLING_BACK = policy.Phase.IPV4_FIRST
 _RELAY_NAT64, _RELAY_IPV4 = Action.RELAY_NAT64, Action.RELAY_IPV4
 _DIAL_NAT64, _REFUSE, _WAIT = Action.DIAL_NAT64, Action.REFUSE, Action.WAIT
 
-_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+"""This process or the system has no room for a socket."""
+
 KEEPALIVE_PROBES = 5
 
 
@@ -152,7 +154,7 @@ class Dial:
         try:
             sock = dialer.socket(is_nat64)
         except OSError as failure:
-            if failure.errno in _EXHAUSTED:
+            if failure.errno in EXHAUSTED:
                 dialer.observer.exhausted()
             return failure.errno or errno.EIO
         address = target.nat64 if is_nat64 else target.destination
@@ -405,4 +407,4 @@ def keep_alive(sock: RawSocket | socket.socket, idle_s: int) -> None:
         pass  # the connection has just ended; the reactor reports it
 
 
-__all__ = ["AcceptedDial", "Attempt", "Dial", "DialSettings", "Dialer", "End", "keep_alive"]
+__all__ = ["EXHAUSTED", "AcceptedDial", "Attempt", "Dial", "DialSettings", "Dialer", "End", "keep_alive"]

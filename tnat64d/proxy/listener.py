@@ -8,7 +8,6 @@ is what `proxy.sources` does not admit.
 from __future__ import annotations
 
 import asyncio
-import errno
 import socket
 from _socket import socket as RawSocket
 from select import EPOLLIN
@@ -16,7 +15,7 @@ from select import EPOLLIN
 from tnat64d.kernel.original_dst import DestinationOf
 from tnat64d.proxy.connection import Connection, Observer
 from tnat64d.proxy.destination import Destinations
-from tnat64d.proxy.dialer import Dialer
+from tnat64d.proxy.dialer import EXHAUSTED, Dialer
 from tnat64d.proxy.reactor import Reactor
 from tnat64d.proxy.relay import reset
 from tnat64d.proxy.sources import SourceLimit
@@ -26,8 +25,6 @@ ACCEPTS_PER_TURN = 64
 EVERYBODY = 1 << 20
 PAUSE_S = 1.0
 """How long accepting rests when the kernel has no descriptors left; connections wait in the backlog."""
-
-_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
 class Listener:
@@ -84,8 +81,9 @@ class Listener:
         self.connection_ended()
 
     def pause(self) -> None:
-        """Rest for a while: descriptors have run out."""
+        """Rest for a while, and the gate with it: descriptors have run out."""
         self._unwatch()
+        self._let_gate_rest(True)
         if self._resume_timer is None and not self._stopped:
             self._resume_timer = self._loop.call_later(PAUSE_S, self._resume)
 
@@ -112,7 +110,7 @@ class Listener:
             except BlockingIOError:
                 return
             except OSError as error:
-                if error.errno in _EXHAUSTED:
+                if error.errno in EXHAUSTED:
                     self._observer.exhausted()
                     self.pause()
                     return
@@ -151,7 +149,12 @@ class Listener:
 
     def _resume(self) -> None:
         self._resume_timer = None
+        self._let_gate_rest(False)
         self.start()
+
+    def _let_gate_rest(self, resting: bool) -> None:
+        if self._gate is not None:
+            self._gate.rest(resting)
 
     def _unwatch(self) -> None:
         if self._watched:

@@ -9,12 +9,13 @@ Refuses to own the dialling (`proxy.dialer`), its order (`core.policy`) and the 
     unreachable     dropped, ICMP error sent    ENETUNREACH or EHOSTUNREACH
     silent          dropped                     waits on; its next SYN is dialled anew, as it would be sent anew
     given up        dropped                     (it has ended: see `HeldDial.settle`)
+    not dialled     goes on, to the listener    succeeds, and is plain: for want of a descriptor
 
 One dial for a connection: a SYN that comes again takes the place of the one that is held, which the kernel may
 have dropped (it empties its queues when anybody takes rules away: nf_queue_nf_hook_drop in
 net/netfilter/nf_queue.c). Another sequence number means another connection from the same port (RFC 9293, 3.4.1),
 and the dial for the first ends. What is no bare SYN, what leads nowhere, and what comes when too many are held
-goes on at once, and is plain.
+or while accepting rests goes on at once, and is plain.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from tnat64d.kernel.sock_diag import SocketTable
 from tnat64d.proxy.connection import Connection, Observer
 from tnat64d.proxy.deadlines import Deadlines
 from tnat64d.proxy.destination import Destinations, Target
-from tnat64d.proxy.dialer import Dial, Dialer
+from tnat64d.proxy.dialer import EXHAUSTED, Dial, Dialer
 from tnat64d.proxy.reactor import Reactor
 
 MAX_HELD = 4096
@@ -136,6 +137,7 @@ class SynGate:
         # way from here to the listener, where that port leads to the listener already.
         self._waiting: dict[tuple[str, Destination], dict[int, Upstream]] = {}
         self._waiting_count = 0
+        self._resting = False
         self._stopped = False
         self._handshakes = Deadlines[Upstream](loop, HANDSHAKE_S, self._unclaimed)
 
@@ -162,6 +164,10 @@ class SynGate:
     def limit(self, max_connections: int) -> None:
         """Let so many connections be, those that wait among them."""
         self._max_connections = max_connections
+
+    def rest(self, resting: bool) -> None:
+        """Hold none while `resting`: there is nothing to dial with, and the listener accepts nothing."""
+        self._resting = resting
 
     def ready(self, mask: int) -> None:
         """See `reactor.Watcher`."""
@@ -208,10 +214,13 @@ class SynGate:
         """`dial` has failed."""
         syn, connection = dial.syn, dial.connection
         del self._held[syn.client, syn.destination]
-        self._queue.drop(syn)
         code = errno.ECONNREFUSED  # this daemon's own answer, if it ended the dial
         if dial.phase is policy.Phase.DONE:
             code = policy.outcome(connection.ipv4_error, connection.nat64_error)
+        if code in EXHAUSTED and not connection.client_gone:
+            self._queue.accept(syn)
+            return
+        self._queue.drop(syn)
         if not connection.client_gone and code != errno.ETIMEDOUT:
             self._refuser.send(syn, Refusal.of(code))
 
@@ -241,7 +250,9 @@ class SynGate:
 
     def _is_full(self) -> bool:
         return (
-            len(self._held) >= self._max_held or self._dialer.active + self._waiting_count >= self._max_connections
+            self._resting
+            or len(self._held) >= self._max_held
+            or self._dialer.active + self._waiting_count >= self._max_connections
         )
 
     def _hold(self, syn: Syn, target: Target) -> None:
