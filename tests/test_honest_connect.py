@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import socket
+import struct
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -24,7 +25,8 @@ from tests.lab.connects import (
     honest_daemon,
 )
 from tests.lab.daemon import PROGRAM, Daemon, Service, Tables, dial, echo, expect_reset, run_cli, seconds_of
-from tests.test_scopes import GatewayLab, gateway_lab
+from tests.test_scopes import CONTAINER, GatewayLab, gateway_lab
+from tnat64d.kernel.refusals import checksum
 
 __all__ = ["gateway_lab"]
 
@@ -240,6 +242,34 @@ def test_programs_behind_a_gateway_see_the_truth(gateway_lab: GatewayLab, way: s
         gateway_lab.ip("client", "route add unreachable 2001:db8:64::/96")
         assert connect_code(gateway_lab.container, Port.ECHO) == errno.EHOSTUNREACH
         gateway_lab.ip("client", "route del unreachable 2001:db8:64::/96")
+
+
+def forge_syns(host: Namespace, count: int) -> None:
+    """From CONTAINER to SERVER_V4's echo server, each from another port; the answers find nobody."""
+    host.run(["iptables-nft", "-A", "OUTPUT", "-p", "tcp", "--tcp-flags", "RST", "RST", "-j", "DROP"])
+    source, target = socket.inet_aton(CONTAINER), socket.inet_aton(SERVER_V4)
+    with host.call(socket.socket, socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as sock:
+        for port in range(20000, 20000 + count):
+            fields = (port, Port.ECHO, 1, 0, 0x50, 0x02, 1000)
+            without = struct.pack("!HHIIBBHHH", *fields, 0, 0)
+            pseudo_header = source + target + struct.pack("!BBH", 0, socket.IPPROTO_TCP, len(without))
+            content = struct.pack("!HHIIBBHHH", *fields, checksum(pseudo_header + without), 0)
+            header = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 40, 0, 0, 64, socket.IPPROTO_TCP, 0, source, target)
+            sock.sendto(header + content, (SERVER_V4, 0))
+
+
+def test_a_source_behind_a_gateway_is_limited_from_its_syn_on(gateway_lab: GatewayLab) -> None:
+    settings = honest({"workers": 1, "max_connections_per_source": 3}, scope={"gateway": ["br-test"]})
+    with Daemon(gateway_lab.client, gateway_lab.directory, settings=settings) as daemon:
+        forge_syns(gateway_lab.container, 50)
+        daemon.wait_for_total("over_limit", 47)
+        assert daemon.total("held") == 3
+        assert connect_code(gateway_lab.container, Port.ECHO) == errno.ECONNREFUSED
+        with dial(gateway_lab.client, Port.ECHO) as sock:  # the host's own programs have no limit
+            echo(sock)
+        wait_until(lambda: daemon.total("unclaimed") == 3, "nobody came", timeout_s=15)
+        with dial(gateway_lab.container, Port.ECHO) as sock:
+            echo(sock)
 
 
 def test_a_syn_that_comes_again_from_behind_a_gateway_is_dialled_once(gateway_lab: GatewayLab) -> None:

@@ -71,7 +71,7 @@ async def test_a_source_may_come_again_when_its_connection_was_refused() -> None
     assert books.sources.admit(CLIENT[0])
     books.kept.accepted()
     refused = connection()
-    refused.accepted = True
+    refused.admitted = True
     books.kept.refused(refused)
     assert books.sources.admit(CLIENT[0])
     assert (books.counters[Counter.ACCEPTED], books.counters[Counter.REFUSED]) == (1, 1)
@@ -85,6 +85,20 @@ async def test_a_held_syn_that_is_refused_was_never_a_connection_of_its_source()
     books.kept.refused(connection())
     assert not books.sources.admit(CLIENT[0]), "the other connection is still there"
     assert (books.counters[Counter.HELD], books.counters[Counter.ACCEPTED]) == (1, 0)
+
+
+async def test_a_connection_whose_client_never_came_is_counted_and_said(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    books = open_books()
+    assert books.sources.admit(CLIENT[0])
+    unclaimed = connection()
+    unclaimed.admitted = True
+    with caplog.at_level("INFO"):
+        books.kept.unclaimed(unclaimed)
+    assert books.counters[Counter.UNCLAIMED] == 1
+    assert "192.0.2.7:40000 -> 198.51.100.10:80 via IPv4: hung up, its client has not come" in caplog.text
+    assert books.sources.admit(CLIENT[0]), "it may come again"
 
 
 async def test_active_is_what_the_plane_has_when_one_ends() -> None:

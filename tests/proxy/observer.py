@@ -30,6 +30,7 @@ class Recording:
     held_count: int = 0
     not_held_count: int = 0
     answered_count: int = 0
+    unclaimed_connections: list[Connection] = field(default_factory=list)
 
     def accepted(self) -> None:
         self.accepted_count += 1
@@ -63,6 +64,9 @@ class Recording:
     def answered(self) -> None:
         self.answered_count += 1
         self._one_ended()
+
+    def unclaimed(self, connection: Connection) -> None:
+        self.unclaimed_connections.append(connection)
 
     def exhausted(self) -> None:
         self.exhaustions += 1

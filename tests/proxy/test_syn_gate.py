@@ -254,6 +254,7 @@ async def test_an_upstream_whose_client_never_comes_is_closed(
     await until(lambda: descriptors() == before)
     assert plane.gate._waiting == {}
     assert (plane.observer.answered_count, plane.observer.accepted_count) == (1, 0)
+    assert [connection.client_gone for connection in plane.observer.unclaimed_connections] == [False]
 
 
 async def test_rules_that_change_empty_the_queues_and_the_next_syn_is_held_instead(make_plane: MakePlane) -> None:

@@ -42,6 +42,7 @@ _REFUSED = int(Counter.REFUSED)
 _RELAYED_IPV4 = int(Counter.RELAYED_IPV4)
 _RELAYED_NAT64 = int(Counter.RELAYED_NAT64)
 _RESET = int(Counter.RESET)
+_UNCLAIMED = int(Counter.UNCLAIMED)
 _UP_BYTES = int(Counter.UP_BYTES)
 
 
@@ -180,6 +181,13 @@ class Bookkeeping:
         self._counters[_ACTIVE] = self._plane.active
         self._plane.connection_over()
 
+    def unclaimed(self, connection: Connection) -> None:
+        """See `proxy.connection.Observer`."""
+        self._counters[_UNCLAIMED] += 1
+        if self._log_refused:
+            _log.info("%s", journal.unclaimed_line(connection, self._loop.time() - connection.since))
+        self._leave(connection)
+
     def exhausted(self) -> None:
         """See `proxy.connection.Observer`."""
         self._counters[_ACCEPT_PAUSES] += 1
@@ -192,7 +200,10 @@ class Bookkeeping:
         self._plane.rest()
 
     def _over(self, connection: Connection) -> None:
-        if self._sources is not None and connection.accepted:
-            self._sources.leave(connection.client[0])
+        self._leave(connection)
         self._counters[_ACTIVE] = self._plane.active
         self._plane.connection_over()
+
+    def _leave(self, connection: Connection) -> None:
+        if self._sources is not None and connection.admitted:
+            self._sources.leave(connection.client[0])

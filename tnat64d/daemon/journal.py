@@ -98,6 +98,11 @@ def refused_line(connection: Connection, duration_s: float) -> str:
     return f"{_ends(connection)} {outcome} ({_why(connection)}), {duration_s:.3f} s"
 
 
+def unclaimed_line(connection: Connection, duration_s: float) -> str:
+    """The line of a connection whose client did not come when its destination had connected."""
+    return f"{_ends(connection)} via {_way(connection)}: hung up, its client has not come, {duration_s:.3f} s"
+
+
 def _ends(connection: Connection) -> str:
     (client, client_port), (address, port) = connection.client, connection.target.destination
     return f"{client}:{client_port} -> {address}:{port}"

@@ -147,7 +147,7 @@ class Worker:
             start.config, settings.policy.sticky_scope, listening.getsockname(), self._unmapped
         )
         self._dialer = Dialer(loop, self._reactor, _dial_settings(settings), self._memory, self._books)
-        self._gate = self._make_gate(start) if start.queues else None
+        self._gate = self._make_gate(start, sources) if start.queues else None
         self._listener = Listener(
             loop,
             self._reactor,
@@ -161,7 +161,7 @@ class Worker:
             self._gate,
         )
 
-    def _make_gate(self, start: Start) -> SynGate:
+    def _make_gate(self, start: Start, sources: SourceLimit | None) -> SynGate:
         return SynGate(
             self._loop,
             self._reactor,
@@ -173,6 +173,7 @@ class Worker:
             self._books,
             MAX_HELD,
             start.max_connections,
+            sources,
         )
 
     def start(self) -> None:

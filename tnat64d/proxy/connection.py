@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 class Connection:
     """One client and its destination. `because`: why its way was taken; errors are errnos, 0 for none.
 
-    `accepted`: not only its SYN has come. `source`: the own address of the IPv4 attempt.
+    `admitted`: it counts as one of its source (`proxy.sources`). `source`: the own address of the IPv4 attempt.
     """
 
     __slots__ = (
-        "accepted",
+        "admitted",
         "because",
         "by_nat64",
         "client",
@@ -48,7 +48,7 @@ class Connection:
         self.by_nat64 = False
         self.ipv4_error = 0
         self.nat64_error = 0
-        self.accepted = False
+        self.admitted = False
         self.source: Destination | None = None
         self.client_gone = False
         self.idle = False
@@ -88,6 +88,9 @@ class Observer(Protocol):
 
     def answered(self) -> None:
         """A held SYN was let go, for its destination has connected; the connection will be accepted."""
+
+    def unclaimed(self, connection: Connection) -> None:
+        """It was not: its client has not come, and the destination was hung up."""
 
     def exhausted(self) -> None:
         """The process or the system has no descriptors (or memory) left for a socket."""

@@ -27,6 +27,7 @@ class Counter(IntEnum):
     OVER_LIMIT = auto()
     HELD = auto()
     NOT_HELD = auto()
+    UNCLAIMED = auto()
 
 
 BLOCK_SIZE_BYTES = len(Counter) * INTEGER_SIZE_BYTES

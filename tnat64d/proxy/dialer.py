@@ -215,7 +215,6 @@ class AcceptedDial(Dial):
 
     def __init__(self, dialer: Dialer, client: RawSocket, connection: Connection) -> None:
         super().__init__(dialer, connection)
-        connection.accepted = True
         self.client = client
         self.client_mask: int | None = None
 

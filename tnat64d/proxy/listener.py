@@ -137,15 +137,17 @@ class Listener:
             client.close()
             self._observer.came_back(target)
             return
+        if self._gate is not None and self._gate.hand_over(client, address, target):
+            return
         if self._sources is not None and not self._sources.admit(address[0]):
             reset(client)
             client.close()
             self._observer.over_limit(address)
             return
         self._observer.accepted()
-        if self._gate is not None and self._gate.hand_over(client, address, target):
-            return
-        self._dialer.begin(client, Connection(address, target, self._loop.time()))
+        connection = Connection(address, target, self._loop.time())
+        connection.admitted = True
+        self._dialer.begin(client, connection)
 
     def _resume(self) -> None:
         self._resume_timer = None

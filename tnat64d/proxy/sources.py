@@ -1,8 +1,8 @@
 """How many connections one source has: a limit for those behind a gateway.
 
 Owns the count of each source that has connections now. Refuses to own what happens to the one connection too many
-(`proxy.listener`). The host's own programs share its addresses, so a limit would mean nothing for them: an address
-of the host has none.
+(`proxy.listener`, `proxy.syn_gate`). The host's own programs share its addresses, so a limit would mean nothing
+for them: an address of the host has none.
 """
 
 from __future__ import annotations

@@ -35,6 +35,7 @@ from tnat64d.proxy.deadlines import Deadlines
 from tnat64d.proxy.destination import Destinations, Target
 from tnat64d.proxy.dialer import EXHAUSTED, Dial, Dialer
 from tnat64d.proxy.reactor import Reactor
+from tnat64d.proxy.sources import SourceLimit
 
 MAX_HELD = 4096
 """SYNs that one worker holds."""
@@ -120,6 +121,7 @@ class SynGate:
         observer: Observer,
         max_held: int,
         max_connections: int,
+        sources: SourceLimit | None = None,
     ) -> None:
         """`queue`, `refuser` and `sockets` are the gate's from now on."""
         self._loop = loop
@@ -132,6 +134,7 @@ class SynGate:
         self._observer = observer
         self._max_held = max_held
         self._max_connections = max_connections
+        self._sources = sources
         self._held: dict[_Key, HeldDial] = {}
         # By client's address and destination, then by client's port: NAT may give the client another port on the
         # way from here to the listener, where that port leads to the listener already.
@@ -139,7 +142,7 @@ class SynGate:
         self._waiting_count = 0
         self._resting = False
         self._stopped = False
-        self._handshakes = Deadlines[Upstream](loop, HANDSHAKE_S, self._unclaimed)
+        self._handshakes = Deadlines[Upstream](loop, HANDSHAKE_S, self._close)
 
     def start(self) -> None:
         """Hold SYNs from now on."""
@@ -178,7 +181,10 @@ class SynGate:
         """See `reactor.Watcher`."""
 
     def hand_over(self, client: RawSocket, address: Destination, target: Target) -> bool:
-        """Relay between the accepted `client` and the upstream that was dialled for it; False if there is none."""
+        """Relay between the accepted `client` and the upstream that was dialled for it; False if there is none.
+
+        Its source was admitted when its SYN was held.
+        """
         pair = (address[0], target.destination)
         upstreams = self._waiting.get(pair)
         if upstreams is None:
@@ -186,7 +192,7 @@ class SynGate:
         port = address[1] if address[1] in upstreams else next(iter(upstreams))
         upstream = upstreams[port]
         self._forget(upstream)
-        upstream.connection.accepted = True
+        self._observer.accepted()
         self._dialer.relay(upstream.connection, client, None, upstream.sock, upstream.mask)
         return True
 
@@ -245,8 +251,16 @@ class SynGate:
         elif self._is_full():
             self._observer.not_held()
             self._queue.accept(syn)
-        else:
+        elif self._is_admitted(syn):
             self._hold(syn, target)
+        else:
+            self._observer.over_limit(syn.client)
+            self._queue.drop(syn)
+            self._refuser.send(syn, Refusal.RESET)
+
+    def _is_admitted(self, syn: Syn) -> bool:
+        """Before the dial: a SYN costs its sender nothing. The host's own programs have no limit."""
+        return not syn.in_device or self._sources is None or self._sources.admit(syn.client[0])
 
     def _is_full(self) -> bool:
         return (
@@ -256,7 +270,9 @@ class SynGate:
         )
 
     def _hold(self, syn: Syn, target: Target) -> None:
-        dial = HeldDial(self, self._dialer, Connection(syn.client, target, self._loop.time()), syn)
+        connection = Connection(syn.client, target, self._loop.time())
+        connection.admitted = bool(syn.in_device)
+        dial = HeldDial(self, self._dialer, connection, syn)
         self._held[syn.client, syn.destination] = dial
         self._observer.held()
         self._dialer.run(dial)
@@ -272,12 +288,11 @@ class SynGate:
         self._close(upstream)
         return False
 
-    def _unclaimed(self, upstream: Upstream) -> None:
-        self._close(upstream)
-
     def _close(self, upstream: Upstream) -> None:
+        """Its client has not come."""
         self._forget(upstream)
         self._reactor.close(upstream.sock)
+        self._observer.unclaimed(upstream.connection)
 
     def _forget(self, upstream: Upstream) -> None:
         connection = upstream.connection
