@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import select
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ import pytest
 from tests.kernel.bare_host import ip, run_python
 from tests.lab import Namespace
 from tnat64d.errors import Tnat64Error
-from tnat64d.kernel.nfqueue import Syn, SynQueue
+from tnat64d.kernel.nfqueue import Syn, SynQueue, require_free
 
 pytestmark = pytest.mark.netns("iptables-nft", "setpriv")
 
@@ -124,6 +125,39 @@ def test_a_queue_of_another_program_is_told(queueing: Namespace) -> None:
         queueing.call(SynQueue, [QUEUE - 1, QUEUE], 1)
     queue.close()
     queueing.call(SynQueue, [QUEUE - 1, QUEUE], 1).close()
+
+
+def test_queues_can_be_asked_for_without_a_syn_being_lost(queueing: Namespace) -> None:
+    with queueing.call(_raw_listener) as listener:
+        asking = threading.Event()
+
+        def ask() -> None:
+            while not asking.is_set():
+                require_free([QUEUE])
+
+        thread = threading.Thread(target=queueing.call, args=(ask,))
+        thread.start()
+        try:
+            for _ in range(300):
+                with connecting(queueing) as client:
+                    assert connect_error(client, 0.9) == 0, "it would be sent again after 1 s"
+                listener.accept()[0].close()
+        finally:
+            asking.set()
+            thread.join()
+
+
+def _raw_listener() -> socket.socket:
+    return socket.create_server(("127.0.0.1", 5000))
+
+
+def test_a_queue_of_another_program_is_told_without_binding(queueing: Namespace) -> None:
+    queueing.call(require_free, [QUEUE - 1, QUEUE])
+    queue = queueing.call(SynQueue, [QUEUE], 1)
+    with pytest.raises(Tnat64Error, match=r"packet queue 40 is another program's"):
+        queueing.call(require_free, [QUEUE - 1, QUEUE])
+    queue.close()
+    queueing.call(require_free, [QUEUE - 1, QUEUE])
 
 
 def test_without_the_capability_it_says_so(host: Namespace) -> None:

@@ -36,9 +36,8 @@ from tnat64d.daemon.healing import Healer
 from tnat64d.daemon.pool import WorkerPool
 from tnat64d.daemon.rules import Rules, RulesThread
 from tnat64d.errors import Tnat64Error, UnavailableError
-from tnat64d.kernel import original_dst
+from tnat64d.kernel import nfqueue, original_dst
 from tnat64d.kernel.default_routes import DefaultRouteMonitor
-from tnat64d.kernel.nfqueue import SynQueue
 from tnat64d.kernel.refusals import Refuser
 from tnat64d.kernel.systemd import Notifier
 from tnat64d.proxy.counters import Counter
@@ -316,9 +315,9 @@ class _Supervisor:
 
 
 def require_holding(rules: RuleSettings) -> None:
-    """Prove that workers will be able to hold SYNs and to refuse them. Raises as SynQueue and Refuser."""
+    """Require that workers can hold SYNs and refuse them. Raises as SynQueue and Refuser."""
     Refuser(refusal_mark(rules).value).close()
-    SynQueue(range(rules.queue, rules.queue + QUEUES), room=1).close()
+    nfqueue.require_free(range(rules.queue, rules.queue + QUEUES))
 
 
 def worker_count(configured: int | str) -> int:

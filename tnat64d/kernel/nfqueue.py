@@ -34,6 +34,9 @@ _FLAG_FAIL_OPEN = 0x1
 _FLAG_GSO = 0x4
 """Nothing is checksummed before it is copied."""
 
+_TAKEN = frozenset({errno.EBUSY, errno.EPERM})
+"""The second: of another process (nfqnl_recv_config)."""
+
 _NF_DROP, _NF_ACCEPT = 0, 1
 _NFQA_PACKET_HDR, _NFQA_VERDICT_HDR, _NFQA_IFINDEX_INDEV, _NFQA_IFINDEX_OUTDEV, _NFQA_PAYLOAD = 1, 2, 5, 6, 10
 
@@ -82,15 +85,8 @@ class SynQueue:
         Raises PrivilegeError without CAP_NET_ADMIN, UnavailableError where the kernel has no NFQUEUE, Tnat64Error
         where another program has one of them.
         """
-        require()
+        self._socket = _netlink_socket()
         try:
-            self._socket = socket.socket(
-                socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER
-            )
-        except OSError as error:
-            raise _unavailable(error.errno or 0) from None
-        try:
-            self._socket.bind((0, 0))
             self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER_BYTES)
             self._verdict_to = {queue: _without_verdict(queue) for queue in numbers}
             for queue in numbers:
@@ -185,19 +181,55 @@ class SynQueue:
                 break
             # A packet of a queue that was bound before this one: nobody looks at it yet.
             self._parse_and_pass(message)
-        (code,) = struct.unpack_from("=i", message, _HEADER.size)
-        if code in (-errno.EBUSY, -errno.EPERM):  # the second: of another process (nfqnl_recv_config)
-            raise Tnat64Error(
-                f"packet queue {queue} is another program's (or another tnat64d's): stop it, or set rules.queue "
-                "in tnat64d.toml to the first of eight that are free"
-            )
+        code = _error(message)
+        if code in _TAKEN:
+            raise _taken(queue)
         if code:
-            raise _unavailable(-code)
+            raise _unavailable(code)
 
     def _parse_and_pass(self, message: bytes) -> None:
         syn = self._parse(message)
         if syn is not None:
             self.accept(syn)
+
+
+def require_free(numbers: Sequence[int]) -> None:
+    """Raises as SynQueue would for `numbers`, but binds none: what comes meanwhile is not lost.
+
+    A queue that nobody has cannot be told how long it may grow: ENODEV (nfqnl_recv_config).
+    """
+    with _netlink_socket() as sock:
+        for queue in numbers:
+            question = number(_CFG_QUEUE_MAXLEN, 1)
+            sock.send(frame(_CONFIG, _NLM_F_REQUEST | _NLM_F_ACK, 0, question, queue))
+            code = _error(sock.recv(_MESSAGE_BYTES))
+            if code in _TAKEN:
+                raise _taken(queue)
+            if code != errno.ENODEV:
+                raise _unavailable(code)
+
+
+def _netlink_socket() -> socket.socket:
+    require()
+    try:
+        sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER)
+    except OSError as error:
+        raise _unavailable(error.errno or 0) from None
+    sock.bind((0, 0))
+    return sock
+
+
+def _error(message: bytes) -> int:
+    """The errno that an NLMSG_ERROR tells; 0 for none."""
+    (code,) = struct.unpack_from("=i", message, _HEADER.size)
+    return -int(code)
+
+
+def _taken(queue: int) -> Tnat64Error:
+    return Tnat64Error(
+        f"packet queue {queue} is another program's (or another tnat64d's): stop it, or set rules.queue "
+        "in tnat64d.toml to the first of eight that are free"
+    )
 
 
 def _without_verdict(queue: int) -> bytes:
