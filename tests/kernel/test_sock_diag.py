@@ -73,3 +73,22 @@ def test_the_other_end_of_a_connection_is_there_before_anybody_accepts_it(silent
         assert table.has(server.getsockname(), client.getsockname())
         assert not table.has(("127.0.0.1", 9), client.getsockname())
     table.close()
+
+
+def test_the_answer_to_another_question_is_not_taken_for_this_ones(silent: Namespace) -> None:
+    table = silent.call(SocketTable)
+    with silent.socket() as client:
+        client.setblocking(False)
+        client.connect_ex(NOWHERE)
+        address = client.getsockname()
+        table._ask(address, NOWHERE, 0)
+        client.close()
+        assert not table.is_connecting(address, NOWHERE, 0)
+    table.close()
+
+
+def test_without_an_answer_it_does_not_wait(silent: Namespace) -> None:
+    table = silent.call(SocketTable)
+    with pytest.raises(BlockingIOError):
+        table._answer()
+    table.close()

@@ -25,10 +25,12 @@ _HEADER = struct.Struct("=IHHII")
 
 
 class SocketTable:
-    """Asks the kernel; each question is one send and one receive."""
+    """Asks the kernel; each question is one send and one receive, as the answer is there when send returns."""
 
     def __init__(self) -> None:
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG)
+        flags = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+        self._socket = socket.socket(socket.AF_NETLINK, flags, _NETLINK_SOCK_DIAG)
+        self._asked = 0
 
     def close(self) -> None:
         """Ask nothing any more."""
@@ -50,19 +52,29 @@ class SocketTable:
 
     def _state(self, client: Destination, destination: Destination, device: int) -> int | None:
         """Of the socket that leads from `client` to `destination`, or would answer there; None without one."""
+        self._ask(client, destination, device)
+        answer = self._answer()
+        if _HEADER.unpack_from(answer)[1] == _NLMSG_ERROR:
+            (code,) = struct.unpack_from("=i", answer, _HEADER.size)
+            if code == -errno.ENOENT:
+                return None
+            raise OSError(-code, os.strerror(-code))
+        return answer[_HEADER.size + 1]
+
+    def _ask(self, client: Destination, destination: Destination, device: int) -> None:
         ports = struct.pack("!HH", client[1], destination[1])
         addresses = socket.inet_aton(client[0]).ljust(16, b"\0") + socket.inet_aton(destination[0]).ljust(
             16, b"\0"
         )
         request = struct.pack("=BBBBI", socket.AF_INET, socket.IPPROTO_TCP, 0, 0, _ALL_STATES)
         request += ports + addresses + struct.pack("=I", device) + _NO_COOKIE
-        header = _HEADER.pack(_HEADER.size + len(request), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, 0, 0)
+        self._asked = (self._asked + 1) & 0xFFFFFFFF
+        header = _HEADER.pack(_HEADER.size + len(request), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, self._asked, 0)
         self._socket.send(header + request)
-        answer = self._socket.recv(4096)
-        _, kind, _, _, _ = _HEADER.unpack_from(answer)
-        if kind == _NLMSG_ERROR:
-            (code,) = struct.unpack_from("=i", answer, _HEADER.size)
-            if code == -errno.ENOENT:
-                return None
-            raise OSError(-code, os.strerror(-code))
-        return answer[_HEADER.size + 1]
+
+    def _answer(self) -> bytes:
+        """To the last question; an earlier one's may have been left over by an error. Raises OSError."""
+        while True:
+            answer = self._socket.recv(4096)
+            if _HEADER.unpack_from(answer)[3] == self._asked:
+                return answer
