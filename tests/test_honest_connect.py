@@ -122,6 +122,27 @@ def test_the_worker_that_has_dialled_accepts(ideal_lab: IdealNat64Lab, way: str)
 
 
 @pytest.mark.parametrize("way", ["owned", *STATIC_WAYS])
+def test_the_worker_that_has_dialled_accepts_also_behind_a_port_that_nat_has_changed(
+    ideal_lab: IdealNat64Lab, way: str
+) -> None:
+    settings = honest({"workers": 4}, **STATIC_WAYS.get(way, {}))
+    with (
+        Service(ideal_lab.client, ideal_lab.directory, settings=settings, is_static=way != "owned") as service,
+        contextlib.ExitStack() as stack,
+    ):
+        for last in range(1, 41):  # from one port to forty servers: to one listener it must be forty ports
+            sock = stack.enter_context(ideal_lab.client.socket())
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.settimeout(5)
+            sock.bind(("192.0.0.2", 50001))
+            sock.connect((f"198.51.100.{last}", Port.ECHO))
+            echo(sock)
+        shown = ideal_lab.server.run(["ss", "-Htn", "state", "established", "sport", "=", f":{int(Port.ECHO)}"])
+        assert len(shown.stdout.splitlines()) == 40
+        assert spread(service.daemon, "held") == spread(service.daemon, "accepted")
+
+
+@pytest.mark.parametrize("way", ["owned", *STATIC_WAYS])
 def test_refusals_pass_a_firewall_that_drops_what_conntrack_calls_invalid(
     ideal_lab: IdealNat64Lab, way: str
 ) -> None:

@@ -23,6 +23,7 @@ from tnat64d.core.ruleset import (
     Verdict,
     describe,
     refusal_mark,
+    worker_mark,
 )
 from tnat64d.core.scope import Place, Scope
 from tnat64d.core.settings import Mode, Rules
@@ -224,6 +225,17 @@ def test_refusals_have_a_mark_of_their_own(mask: int, data: st.DataObject) -> No
     assert refusal.value not in (0, mark, describe(CONFIG, rules, Scope(), PORT).captured.value)
     assert refusal.value & ~mask == 0
     assert refusal.mask == mask
+
+
+@pytest.mark.parametrize(
+    ("mask", "bits"), [(0xFFFF, 0xF0000000), (0xF0000000, 0x0F000000), (0xFFFFFFF0, 0xF), (0xFFFFFFFF, 0)]
+)
+def test_a_worker_has_a_number_in_bits_of_the_mark_that_are_free(mask: int, bits: int) -> None:
+    rules = Rules(mark=mask & -mask, mark_mask=mask)
+    marks = [worker_mark(rules, worker) for worker in range(8)]
+    assert {mark.mask for mark in marks} == {bits}
+    assert [mark.value for mark in marks] == [(worker + 1) * (bits & -bits) for worker in range(8)]
+    assert not any(mark.value & ~bits for mark in marks)
 
 
 def test_refusals_and_nothing_else_are_kept_from_conntrack_where_connects_are_honest(mode: Mode) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from tests.kernel.bare_host import ip, run_python
 from tests.lab import Namespace
+from tnat64d.core.ruleset import Mark
 from tnat64d.errors import Tnat64Error
 from tnat64d.kernel.nfqueue import Syn, SynQueue, require_free
 
@@ -79,6 +80,24 @@ def test_an_accepted_syn_goes_on_through_the_rules_that_follow(queueing: Namespa
         listener.listen()
         assert connect_error(client, 0.1) is None
         queue.accept(read_one(queue))
+        assert connect_error(client) == 0
+    queue.close()
+
+
+@pytest.mark.parametrize(("mark", "marked"), [(0, 0x20000000), (0x5, 0x20000005), (0x10000000, 0x10000000)])
+def test_an_accepted_syn_is_marked_unless_somebody_else_has(queueing: Namespace, mark: int, marked: int) -> None:
+    counting = f"-t nat -I OUTPUT -p tcp -m mark --mark {marked} -j DNAT --to-destination 127.0.0.1:5001"
+    queueing.run(["iptables-nft", *counting.split()])
+    queue = queueing.call(SynQueue, [QUEUE], 10)
+    with queueing.socket() as listener, queueing.socket() as client:
+        listener.bind(("127.0.0.1", 5001))
+        listener.listen()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+        client.setblocking(False)
+        client.connect_ex(DESTINATION)
+        syn = read_one(queue)
+        assert syn.mark == mark
+        queue.accept(syn, Mark(0x20000000, 0xF0000000))
         assert connect_error(client) == 0
     queue.close()
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import socket
+import struct
 
 import pytest
 
 from tests.lab import Namespace
 from tnat64d.core.ruleset import HOLD_BITS
-from tnat64d.kernel.reuseport import follow_source_port
+from tnat64d.kernel.reuseport import follow_worker
 
 pytestmark = pytest.mark.netns
 
@@ -21,7 +22,7 @@ def test_the_source_port_tells_the_socket_in_the_order_of_listening(host: Namesp
         listener.bind(("127.0.0.1", 5000))
         listener.listen()
         listener.settimeout(5)
-    follow_source_port(listeners[0], count)
+    follow_worker(listeners[0], count, 0xF0000000)
     for port in range(40000, 40032):
         with host.socket() as client:
             client.bind(("127.0.0.1", port))
@@ -33,9 +34,28 @@ def test_the_source_port_tells_the_socket_in_the_order_of_listening(host: Namesp
         listener.close()
 
 
+@pytest.mark.parametrize("bits", [0xF0000000, 0xF])
+def test_a_worker_that_the_mark_tells_comes_before_the_port(host: Namespace, bits: int) -> None:
+    listeners = [host.socket() for _ in range(3)]
+    for listener in listeners:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listener.bind(("127.0.0.1", 5000))
+        listener.listen()
+        listener.settimeout(5)
+    follow_worker(listeners[0], 3, bits)
+    for number, expected in ((1, 0), (2, 1), (3, 2), (4, 1), (15, 1)):  # of 4 and 15 there is none
+        with host.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, struct.pack("=I", number * (bits & -bits)))
+            client.bind(("127.0.0.1", 40002 + 16 * number))
+            client.connect(("127.0.0.1", 5000))
+            listeners[expected].accept()[0].close()
+    for listener in listeners:
+        listener.close()
+
+
 def test_a_socket_that_shares_its_port_with_nobody_cannot_be_told(host: Namespace) -> None:
     with host.socket() as listener:
         listener.bind(("127.0.0.1", 5000))
         listener.listen()
         with pytest.raises(OSError, match="Invalid argument"):
-            follow_source_port(listener, 2)
+            follow_worker(listener, 2, 0xF0000000)

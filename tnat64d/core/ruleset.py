@@ -252,6 +252,15 @@ def refusal_mark(rules: Rules) -> Mark:
     return refusal
 
 
+def worker_mark(rules: Rules, worker: int) -> Mark:
+    """What a SYN bears that `worker`, a number below QUEUES, has held; the mask is 0 where no bits are free."""
+    for shift in range(28, -4, -4):
+        mask = 0b1111 << shift
+        if not mask & rules.mark_mask:
+            return Mark(worker + 1 << shift, mask)
+    return Mark(0, 0)
+
+
 def _other_marks(own: Mark) -> tuple[Mark, Mark]:
     """Two marks under the same mask, neither `own` nor 0 (the mask has two bits or more)."""
     lowest_bit = own.mask & -own.mask

@@ -31,11 +31,12 @@ def address(scope: Scope) -> str:
 
 
 def listen(
-    address: str, port: int, count: int, mode: Mode, keepalive_s: int, *, by_source_port: bool = False
+    address: str, port: int, count: int, mode: Mode, keepalive_s: int, *, worker_bits: int | None = None
 ) -> list[socket.socket]:
     """`count` sockets on one port, by SO_REUSEPORT: the kernel spreads connections over them (socket(7)).
 
-    `by_source_port`: as it spreads held SYNs over queues, so that who has dialled accepts.
+    `worker_bits`: of the mark of SYNs, where they are held, so that who has dialled accepts (`core.ruleset`,
+    worker_mark); None where they are not.
 
     Raises Tnat64Error if the port is taken, PrivilegeError where TPROXY mode needs more rights.
     """
@@ -45,8 +46,8 @@ def listen(
         for _ in range(count):
             sock = _listening_socket(address, port, mode, keepalive_s, share=count > 1)
             sockets.append(sock)
-        if by_source_port and count > 1:
-            reuseport.follow_source_port(sockets[0], count)
+        if worker_bits is not None and count > 1:
+            reuseport.follow_worker(sockets[0], count, worker_bits)
     except OSError as error:
         for sock in sockets:
             sock.close()

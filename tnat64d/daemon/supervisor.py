@@ -25,7 +25,7 @@ from tnat64d import __version__
 from tnat64d.core.config import Config
 from tnat64d.core.failures import Failure, to_refuse
 from tnat64d.core.reloading import require_reloadable
-from tnat64d.core.ruleset import QUEUES, refusal_mark
+from tnat64d.core.ruleset import QUEUES, refusal_mark, worker_mark
 from tnat64d.core.scope import honest_places
 from tnat64d.core.settings import Rules as RuleSettings
 from tnat64d.core.settings import Settings
@@ -112,7 +112,7 @@ class _Supervisor:
             worker_count(proxy.workers),
             settings.rules.mode,
             proxy.keepalive_s,
-            by_source_port=honest,
+            worker_bits=worker_mark(settings.rules, 0).mask if honest else None,
         )
         self._pool = WorkerPool(settings, config, self._sockets, verbose=surroundings.verbose)
         self._pool.when_failed = self._on_failures

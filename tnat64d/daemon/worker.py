@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tnat64d.core.policy import StickyMemory
-from tnat64d.core.ruleset import refusal_mark
+from tnat64d.core.ruleset import refusal_mark, worker_mark
 from tnat64d.core.settings import Mode, Settings
 from tnat64d.daemon import journal
 from tnat64d.daemon.bookkeeping import Bookkeeping
@@ -162,11 +162,12 @@ class Worker:
         )
 
     def _make_gate(self, start: Start, sources: SourceLimit | None) -> SynGate:
+        rules = start.settings.rules
         return SynGate(
             self._loop,
             self._reactor,
             SynQueue(start.queues, QUEUE_ROOM),
-            Refuser(refusal_mark(start.settings.rules).value),
+            Refuser(refusal_mark(rules).value),
             SocketTable(),
             self._destinations,
             self._dialer,
@@ -174,6 +175,7 @@ class Worker:
             MAX_HELD,
             start.max_connections,
             sources,
+            worker_mark(rules, start.queues[0] - rules.queue),
         )
 
     def start(self) -> None:

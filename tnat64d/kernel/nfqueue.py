@@ -16,6 +16,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from tnat64d.core.ruleset import Mark
 from tnat64d.errors import PrivilegeError, Tnat64Error, UnavailableError
 from tnat64d.kernel import capabilities
 from tnat64d.kernel.nfnetlink import NETLINK_NETFILTER, attribute, frame, number
@@ -38,7 +39,14 @@ _TAKEN = frozenset({errno.EBUSY, errno.EPERM})
 """The second: of another process (nfqnl_recv_config)."""
 
 _NF_DROP, _NF_ACCEPT = 0, 1
-_NFQA_PACKET_HDR, _NFQA_VERDICT_HDR, _NFQA_IFINDEX_INDEV, _NFQA_IFINDEX_OUTDEV, _NFQA_PAYLOAD = 1, 2, 5, 6, 10
+_NFQA_PACKET_HDR, _NFQA_VERDICT_HDR, _NFQA_MARK, _NFQA_IFINDEX_INDEV, _NFQA_IFINDEX_OUTDEV, _NFQA_PAYLOAD = (
+    1,
+    2,
+    3,
+    5,
+    6,
+    10,
+)
 
 _COPIED_BYTES = 128
 """The longest IP header and TCP header are 60 bytes each."""
@@ -62,7 +70,7 @@ class Syn:
 
     `quote`: its IP header and the eight bytes after that, as an ICMP error shows them. `sequence`: the initial
     sequence number. `in_device`, `out_device`: interface indexes, 0 for none: a host's own program has no
-    `in_device`. `is_bare`: a SYN without data (TCP Fast Open, RFC 7413, sends some).
+    `in_device`. `mark`: its fwmark. `is_bare`: a SYN without data (TCP Fast Open, RFC 7413, sends some).
     """
 
     queue: int
@@ -73,6 +81,7 @@ class Syn:
     quote: bytes
     in_device: int
     out_device: int
+    mark: int
     is_bare: bool
 
 
@@ -119,29 +128,39 @@ class SynQueue:
                 if syn is not None:
                     yield syn
 
-    def accept(self, syn: Syn) -> None:
-        """Let it go on its way."""
-        self._give(syn.queue, syn.packet, _NF_ACCEPT)
+    def accept(self, syn: Syn, mark: Mark | None = None) -> None:
+        """Let it go on its way, with `mark` unless somebody has marked it under that mask."""
+        if mark is None or syn.mark & mark.mask:
+            self._give(syn.queue, syn.packet, _NF_ACCEPT)
+        else:
+            body = attribute(_NFQA_VERDICT_HDR, _TWO_INTEGERS.pack(_NF_ACCEPT, syn.packet))
+            body += number(_NFQA_MARK, syn.mark | mark.value)
+            self._send(frame(_VERDICT, _NLM_F_REQUEST, 0, body, syn.queue))
 
     def drop(self, syn: Syn) -> None:
         """Let it have never been."""
         self._give(syn.queue, syn.packet, _NF_DROP)
 
     def _give(self, queue: int, packet: int, verdict: int) -> None:
+        self._send(self._verdict_to[queue] + _TWO_INTEGERS.pack(verdict, packet))
+
+    def _send(self, verdict: bytes) -> None:
         try:
-            self._socket.send(self._verdict_to[queue] + _TWO_INTEGERS.pack(verdict, packet))
+            self._socket.send(verdict)
         except OSError:
             pass  # no memory in the kernel: the client's next SYN asks again
 
     def _parse(self, message: bytes) -> Syn | None:
         queue = int.from_bytes(message[18:20])
-        packet = in_device = out_device = 0
+        packet = in_device = out_device = mark = 0
         payload = b""
         offset, end = _FIRST_ATTRIBUTE, len(message)
         while offset + 4 <= end:
             length, kind = _ATTRIBUTE.unpack_from(message, offset)
             if kind == _NFQA_PACKET_HDR:
                 (packet,) = _INTEGER.unpack_from(message, offset + 4)
+            elif kind == _NFQA_MARK:
+                (mark,) = _INTEGER.unpack_from(message, offset + 4)
             elif kind == _NFQA_IFINDEX_INDEV:
                 (in_device,) = _INTEGER.unpack_from(message, offset + 4)
             elif kind == _NFQA_IFINDEX_OUTDEV:
@@ -161,7 +180,7 @@ class SynQueue:
         client = (socket.inet_ntoa(source), source_port)
         destination = (socket.inet_ntoa(target), port)
         quote = payload[: ip_bytes + 8]
-        return Syn(queue, packet, client, destination, sequence, quote, in_device, out_device, is_bare)
+        return Syn(queue, packet, client, destination, sequence, quote, in_device, out_device, mark, is_bare)
 
     def _bind(self, queue: int, room: int) -> None:
         command = attribute(_CFG_CMD, struct.pack("!BBH", _CMD_BIND, 0, socket.AF_INET))

@@ -26,6 +26,7 @@ from _socket import socket as RawSocket
 from select import EPOLLIN
 
 from tnat64d.core import policy
+from tnat64d.core.ruleset import Mark
 from tnat64d.kernel.nfqueue import Syn, SynQueue
 from tnat64d.kernel.original_dst import Destination
 from tnat64d.kernel.refusals import Refusal, Refuser
@@ -122,8 +123,12 @@ class SynGate:
         max_held: int,
         max_connections: int,
         sources: SourceLimit | None = None,
+        mark: Mark | None = None,
     ) -> None:
-        """`queue`, `refuser` and `sockets` are the gate's from now on."""
+        """`queue`, `refuser` and `sockets` are the gate's from now on.
+
+        `mark`: leads those for whom it has dialled to the listener of the same worker (`kernel.reuseport`).
+        """
         self._loop = loop
         self._reactor = reactor
         self._queue = queue
@@ -135,6 +140,7 @@ class SynGate:
         self._max_held = max_held
         self._max_connections = max_connections
         self._sources = sources
+        self._mark = mark
         self._held: dict[_Key, HeldDial] = {}
         # By client's address and destination, then by client's port: NAT may give the client another port on the
         # way from here to the listener, where that port leads to the listener already.
@@ -213,7 +219,7 @@ class SynGate:
         self._waiting_count += 1
         self._reactor.hand_over(sock.fileno(), upstream)
         self._handshakes.start(upstream)
-        self._queue.accept(syn)
+        self._queue.accept(syn, self._mark)
         self._observer.answered()
 
     def refuse(self, dial: HeldDial) -> None:
@@ -243,7 +249,7 @@ class SynGate:
                 return
             held.give_up()
         elif self._is_answered(syn):
-            self._queue.accept(syn)
+            self._queue.accept(syn, self._mark)
             return
         target = self._destinations.resolve(syn.destination)
         if target is None:
