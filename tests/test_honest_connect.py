@@ -33,7 +33,7 @@ __all__ = ["gateway_lab"]
 pytestmark = pytest.mark.netns("tayga", "iptables-nft", "iptables-legacy", "nft", "nc", "curl", "gcc", "setpriv")
 
 SAME_TIME_S = 0.4
-"""Machines are busy. The outcomes lie further apart, or their names differ."""
+"""Machines are busy. The outcomes lie further apart (SLOW_S), or their names differ."""
 
 SILENT = "198.51.100.200"
 STATIC_WAYS: dict[str, dict[str, Mapping[str, object]]] = {
