@@ -12,11 +12,14 @@ IPV4 = ("address add 203.0.113.9/24 dev eth0", "route add default via 203.0.113.
 
 
 @pytest.mark.netns("iptables-nft")
+@pytest.mark.parametrize("connect", ["plain", "honest"])
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("rule", RULES)
-def test_the_daemon_does_not_carry_its_own_connections(ideal_lab: IdealNat64Lab, rule: str, workers: int) -> None:
+def test_the_daemon_does_not_carry_its_own_connections(
+    ideal_lab: IdealNat64Lab, rule: str, workers: int, connect: str
+) -> None:
     host = ideal_lab.client
-    settings = {"proxy": {"workers": workers}}
+    settings = {"proxy": {"workers": workers, "connect": connect}}
     with Daemon(host, ideal_lab.directory, settings=settings, leaves_kernel_as_found=False) as daemon:
         for command in IPV4:
             host.run(["ip", *command.split()])

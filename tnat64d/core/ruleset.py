@@ -68,8 +68,8 @@ MAX_REFUSED = 65536
 class Hook(Enum):
     """Where a chain is hooked, as (table, chain) of the iptables names, and whether before or after others.
 
-    All but the guard come last in their place. For capture and divert that means: other people's destination NAT and
-    exceptions win. Hold must come before that NAT (mangle is before nat), where exceptions are not known yet.
+    All but the guard come last in their place. For capture and divert that means: other people's destination NAT
+    and exceptions win. Hold must come before that NAT (mangle is before nat), where exceptions are not known yet.
     The guard comes first: it looks only at our own address on lo, and a customary `-o lo -j ACCEPT` would hide it.
     """
 

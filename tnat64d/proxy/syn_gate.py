@@ -237,7 +237,7 @@ class SynGate:
             self._refuser.send(syn, Refusal.of(code))
 
     def _receive(self, syn: Syn) -> None:
-        if not syn.is_bare:
+        if not syn.is_bare or syn.client in self._dialer.sources:  # the latter is for the listener to reset
             self._queue.accept(syn)
             return
         held = self._held.get((syn.client, syn.destination))
