@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -98,7 +99,17 @@ async def test_several_requests_on_one_connection(server: ControlServer, path: P
 
 @pytest.mark.parametrize(
     "junk",
-    [b"\n", b"status\n", b"[]\n", b"{}\n", b'{"request": []}\n', b'{"request": "no"}\n', b"\xff\0\n", b"9" * 4000],
+    [
+        b"\n",
+        b"status\n",
+        b"[]\n",
+        b"{}\n",
+        b'{"request": []}\n',
+        b'{"request": "no"}\n',
+        b"\xff\0\n",
+        b"9" * 4000,
+        pytest.param(b"[" * 4000, id="deep"),
+    ],
 )
 async def test_what_is_no_request_is_told_what_there_is(server: ControlServer, path: Path, junk: bytes) -> None:
     answer = json.loads(await talk(path, junk))
@@ -137,6 +148,73 @@ async def test_other_users_are_refused(server: ControlServer, path: Path, reques
 async def test_other_users_may_ask_once_for_what_is_for_everybody(server: ControlServer, path: Path) -> None:
     answer = json.loads(await ask_as_nobody(path, "repeat"))
     assert answer == {"ok": True, "uid": 65534, "gid": 65534, "arguments": {"word": "hello"}}
+
+
+LINGER_AS_NOBODY = """
+import os, socket, struct, sys
+with socket.create_server(("127.0.0.1", 0)) as listener:
+    lingering = socket.create_connection(listener.getsockname())
+    reads_nothing, _ = listener.accept()
+lingering.setblocking(False)
+try:
+    while True:
+        lingering.send(b"x" * 65536)
+except BlockingIOError:
+    lingering.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 30))
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+sock = socket.socket(socket.AF_UNIX)
+sock.connect(sys.argv[1])
+try:
+    socket.send_fds(sock, [b"["], [lingering.fileno()])
+except PermissionError:
+    print("refused", flush=True)  # since Linux 6.16
+else:
+    os.close(lingering.detach())
+    print("sent", flush=True)
+sys.stdin.read()
+os._exit(0)  # which does not linger
+"""
+
+CROWD_AS_NOBODY = """
+import os, select, socket, sys
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+crowd = [socket.socket(socket.AF_UNIX) for _ in range(40)]
+for sock in crowd:
+    sock.connect(sys.argv[1])
+left = set(crowd)
+while len(left) > 32:
+    left -= set(select.select(list(left), [], [])[0])
+print(len(left), len(select.select(list(left), [], [], 0.2)[0]), flush=True)
+sys.stdin.read()
+"""
+
+
+@asynccontextmanager
+async def running(code: str, path: Path) -> AsyncIterator[str]:
+    """Run `code` until the end of the context; the line that it prints."""
+    pipe = subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, str(path), stdin=pipe, stdout=pipe)
+    assert process.stdout is not None
+    try:
+        yield (await process.stdout.readline()).decode().strip()
+    finally:
+        await process.communicate(b"")
+
+
+@pytest.mark.netns
+async def test_descriptors_of_a_stranger_hold_nobody_up(server: ControlServer, path: Path) -> None:
+    async with running(LINGER_AS_NOBODY, path) as outcome:
+        assert outcome in ("sent", "refused")
+        assert await asyncio.to_thread(ask, str(path), "status", 2) == {"state": "serving"}
+        assert json.loads(await ask_as_nobody(path, "repeat"))["ok"]
+
+
+@pytest.mark.netns
+async def test_a_crowd_of_strangers_is_hung_up_on_and_root_served(server: ControlServer, path: Path) -> None:
+    async with running(CROWD_AS_NOBODY, path) as left:
+        assert left == "32 0"
+        assert await asyncio.to_thread(ask, str(path), "status", 2) == {"state": "serving"}
+    assert json.loads(await ask_as_nobody(path, "repeat"))["ok"]
 
 
 async def test_a_request_may_have_arguments(server: ControlServer, path: Path) -> None:
