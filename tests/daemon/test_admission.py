@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import struct
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -70,11 +69,12 @@ def test_a_name_that_does_not_exist_is_told_with_its_table() -> None:
 
 
 SEND = """
-import os, socket, struct, sys
+import os, socket, sys
 if sys.argv[2] == "nobody":
     os.setgroups([]); os.setgid(65534); os.setuid(65534)
-sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-sock.sendmsg([b"d"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("=i", 0))], 0, "\\0" + sys.argv[1])
+sock = socket.socket(socket.AF_UNIX)
+sock.connect("\\0" + sys.argv[1])
+socket.send_fds(sock, [b"d"], [0])
 """
 
 
@@ -88,12 +88,12 @@ def test_a_door_is_taken_from_root_only_and_none_is_lost() -> None:
         subprocess.run([sys.executable, "-c", SEND, name, user], check=True, timeout=10)
         admission.receive()
         assert len(os.listdir("/proc/self/fd")) == before + kept, user
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        sock.sendto(b"nothing", f"\0{name}")
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("=3i", 0, 1, 2))]
-        sock.sendmsg([b"many"], rights, 0, f"\0{name}")
-    admission.receive()
-    admission.receive()
+    for descriptors in ([], [0, 1], [0, 1, 2]):
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(f"\0{name}")
+            socket.send_fds(sock, [b"d"], descriptors)
+            admission.receive()
+    assert len(os.listdir("/proc/self/fd")) == before + 1
     admission.receive()  # there is nothing more
     admission.stop()
     assert len(os.listdir("/proc/self/fd")) == before - 1

@@ -9,15 +9,14 @@ the rules for it (`core.ruleset`), and the command, which the asker runs in its 
     anybody else         refused                    refused
 
 A daemon without root may not move anybody else's process. `setup`, which is root, lends it a descriptor that was
-opened with root's rights: as ancillary data (unix(7), SCM_RIGHTS), which asyncio's streams drop, so over a socket
-of its own whose abstract name the request `door` tells.
+opened with root's rights: as ancillary data (unix(7), SCM_RIGHTS), which the control socket refuses, so over a
+socket of its own whose abstract name the request `door` tells. Everybody can connect there; only root is heard.
 """
 
 from __future__ import annotations
 
 import os
 import socket
-import struct
 
 from tnat64d.core.settings import Settings
 from tnat64d.daemon import control
@@ -25,8 +24,8 @@ from tnat64d.daemon.control import Answer, Question
 from tnat64d.errors import PrivilegeError, Tnat64Error, UnavailableError
 from tnat64d.kernel import accounts, cgroup, peer
 
-_CREDENTIALS = struct.Struct("=iII")
-_DESCRIPTOR = struct.Struct("=i")
+_LEND_TIMEOUT_S = 1.0
+"""Between connecting and sending, which root does at once."""
 
 
 class Admission:
@@ -68,15 +67,16 @@ class Admission:
 
     def start(self) -> int:
         """Take what is lent from now on; the descriptor to call `receive` for when it is readable."""
-        self._lending = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-        self._lending.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        self._lending = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         self._lending.bind("")  # any free abstract name
+        self._lending.listen()
         return self._lending.fileno()
 
     def stop(self) -> None:
         """Take nothing more, and give back what was lent."""
         if self._lending is not None:
-            self._lending.close()
+            with peer.without_lingering():
+                self._lending.close()
             self._lending = None
         for door in self._lent:
             os.close(door)
@@ -90,19 +90,21 @@ class Admission:
     def receive(self) -> None:
         """Take a descriptor, from root only."""
         assert self._lending is not None, "not started"
-        space = socket.CMSG_SPACE(_CREDENTIALS.size) + socket.CMSG_SPACE(_DESCRIPTOR.size)
         try:
-            _, ancillary, _, _ = self._lending.recvmsg(1, space)
+            connection, _ = self._lending.accept()
         except OSError:
             return
-        uid = None
-        doors: list[int] = []
-        for _, kind, data in ancillary:
-            if kind == socket.SCM_CREDENTIALS:
-                uid = _CREDENTIALS.unpack(data)[1]
-            else:  # two have room where the kernel aligns
-                doors += (door for (door,) in _DESCRIPTOR.iter_unpack(data))
-        if uid == 0 and len(doors) == 1:
+        if peer.credentials(connection).uid != 0:
+            with peer.without_lingering():  # what it may have sent is closed unread
+                connection.close()
+            return
+        with connection:
+            connection.settimeout(_LEND_TIMEOUT_S)
+            try:
+                _, doors, _, _ = socket.recv_fds(connection, 1, 1)
+            except OSError:
+                return
+        if len(doors) == 1:
             doors, self._lent = self._lent, doors
         for door in doors:
             os.close(door)
@@ -137,10 +139,10 @@ def lend(control_socket: str) -> None:
     name = control.ask(control_socket, "door", control.CONNECT_TIMEOUT_S)["name"]
     door = cgroup.open_door(cgroup.of_exec())
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-            sender.sendmsg(
-                [b"d"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, _DESCRIPTOR.pack(door))], 0, f"\0{name}"
-            )
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sender:
+            sender.settimeout(control.CONNECT_TIMEOUT_S)
+            sender.connect(f"\0{name}")
+            socket.send_fds(sender, [b"d"], [door])
     except OSError as error:
         raise UnavailableError(f"the daemon cannot be lent the control group: {error.strerror}") from None
     finally:
