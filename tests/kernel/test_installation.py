@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import socket
 import sys
@@ -16,6 +17,7 @@ from tests.kernel.test_routes import FOREIGN as FOREIGN_ROUTES
 from tests.lab import Lab, Namespace
 from tnat64d.core.settings import Mode
 from tnat64d.errors import PrivilegeError, Tnat64Error, UnavailableError
+from tnat64d.kernel import installation
 from tnat64d.kernel.installation import Installation
 
 pytestmark = pytest.mark.netns("iptables-nft", "iptables-legacy", "nft", "setpriv")
@@ -281,6 +283,23 @@ def test_a_missing_program_changes_nothing(host: Namespace) -> None:
     with pytest.raises(PrivilegeError, match="package iptables"):
         install(host, Mode.REDIRECT, "no-such-iptables")
     assert standing(host) == before
+
+
+@pytest.mark.parametrize("what", ["install", "remove"])
+def test_a_lock_that_another_keeps_is_not_waited_for_without_end(
+    host: Namespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, what: str
+) -> None:
+    monkeypatch.setattr(installation, "LOCK", str(tmp_path / "lock"))
+    monkeypatch.setattr(installation, "LOCK_TIMEOUT_S", 0.1)
+    rules = Installation(backend("iptables-nft"))
+    before = standing(host)
+    with (tmp_path / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(UnavailableError, match=r"^another process has kept .*/lock for 0\.1 s: end what"):
+            host.call(rules.install, ruleset()) if what == "install" else host.call(rules.remove)
+        assert standing(host) == before
+    host.call(rules.install, ruleset())
+    assert standing(host) != before
 
 
 TAKE_TURNS = """

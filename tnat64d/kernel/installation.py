@@ -13,17 +13,22 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from tnat64d.core.ruleset import Ruleset
-from tnat64d.errors import Tnat64Error
+from tnat64d.errors import Tnat64Error, UnavailableError
 from tnat64d.kernel import routes, scratch, standing
 from tnat64d.kernel.backends import Backend
 from tnat64d.kernel.standing import Standing
 
 LOCK = "/run/tnat64d.lock"
 """Locked by flock(2), which ends with the process. Only root can make or open it."""
+
+LOCK_TIMEOUT_S = 20.0
+_LOCK_RETRY_S = 0.02
+"""flock(2) knows no time limit, and its wait in a thread cannot be ended."""
 
 
 class Installation:
@@ -70,7 +75,7 @@ class Installation:
             self._installed = ruleset
 
     def remove(self) -> None:
-        """Leave nothing of ours. Raises PrivilegeError, Tnat64Error."""
+        """Leave nothing of ours. Raises PrivilegeError, UnavailableError, Tnat64Error."""
         with _alone():
             self._installed = None
             routes.remove()
@@ -111,14 +116,31 @@ class Installation:
 
 @contextmanager
 def _alone() -> Iterator[None]:
-    """One process at a time; without the lock where it cannot be had (not root, or /run cannot be written to)."""
+    """One process at a time; without the lock where it cannot be had (not root, or /run cannot be written to).
+
+    Raises UnavailableError if another keeps it for LOCK_TIMEOUT_S.
+    """
     try:
         lock = os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     except OSError:
         yield
         return
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        _lock(lock)
         yield
     finally:
         os.close(lock)
+
+
+def _lock(lock: int) -> None:
+    deadline = time.monotonic() + LOCK_TIMEOUT_S
+    while True:
+        try:
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise UnavailableError(
+                    f"another process has kept {LOCK} for {LOCK_TIMEOUT_S:g} s: "
+                    f"end what `fuser {LOCK}` names, or try again"
+                ) from None
+        time.sleep(_LOCK_RETRY_S)
