@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -97,3 +98,41 @@ def test_a_door_is_taken_from_root_only_and_none_is_lost() -> None:
     admission.receive()  # there is nothing more
     admission.stop()
     assert len(os.listdir("/proc/self/fd")) == before - 1
+
+
+LINGER = """
+import os, socket, struct, sys
+with socket.create_server(("127.0.0.1", 0)) as listener:
+    lingering = socket.create_connection(listener.getsockname())
+    reads_nothing, _ = listener.accept()
+lingering.setblocking(False)
+try:
+    while True:
+        lingering.send(b"x" * 65536)
+except BlockingIOError:
+    lingering.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 30))
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+sock = socket.socket(socket.AF_UNIX)
+sock.connect("\\0" + sys.argv[1])
+socket.send_fds(sock, [b"d"], [lingering.fileno()])
+os.close(lingering.detach())
+print("sent", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.netns
+@pytest.mark.parametrize("is_received", [True, False])
+def test_what_a_stranger_sends_to_the_door_holds_nobody_up(is_received: bool) -> None:
+    admission = Admission(ALLOWED, "t.toml")
+    admission.start()
+    command = [sys.executable, "-c", LINGER, admission.door()["name"]]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"sent\n"
+        began = time.monotonic()
+        if is_received:
+            admission.receive()
+        admission.stop()
+        assert time.monotonic() - began < 2
+        process.communicate()
