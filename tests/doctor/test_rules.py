@@ -113,6 +113,8 @@ MARKING = {
     "iptables-nft": "iptables-nft -t mangle -A OUTPUT -m mark --mark 0x6464 -j ACCEPT",
     "iptables-legacy": "iptables-legacy -t mangle -A OUTPUT -p udp -j MARK --set-mark 0x6464",
     "nft": "nft add table inet t; nft add chain inet t c; nft add rule inet t c meta mark 0x6464 accept",
+    "nft in a set": "nft add table ip t; nft add chain ip t c; nft add rule ip t c meta mark { 1, 0x6464 } accept",
+    "nft in a range": "nft add table ip t; nft add chain ip t c; nft add rule ip t c meta mark 0x6000-0x7000",
     "nft set": "nft add table ip t; nft add chain ip t c; nft add rule ip t c meta mark set 0x6464",
 }
 
@@ -171,7 +173,8 @@ CLOSED = {
 def test_a_firewall_that_drops_what_the_gateway_sends_is_opened_by_the_remedy(gateway: Patient, name: str) -> None:
     assert gateway.faults() == {}
     sh(gateway, CLOSED[name])
-    assert gateway.faults().keys() == {"gateway"}
+    faults = gateway.faults()
+    assert faults.keys() == {"gateway"}, faults
     gateway.remedy("gateway")
     assert gateway.faults() == {}
 

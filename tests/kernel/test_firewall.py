@@ -22,6 +22,13 @@ MARKS = {
     "nft add rule ip t c meta mark != 0x64 accept": Mark(0x64, ALL),
     "nft add rule ip t c meta mark set 0x64": Mark(0x64, ALL),
     "nft add rule ip t c meta mark set meta mark and 0xffffff00 or 0x64": Mark(0x64, 0xFF),
+    "nft add rule ip t c meta mark set meta mark or 0x64": Mark(0x64, 0x64),
+    "nft add rule ip t c meta mark { 0x64 } accept": Mark(0x64, ALL),
+    "nft add rule ip t c meta mark vmap { 0x64 : accept }": Mark(0x64, ALL),
+    "nft add rule ip t c meta mark 0x40-0x7f accept": Mark(0x40, 0xFFFFFFC0),
+    "nft 'add set ip t s { type mark; elements = { 0x64 }; }'; nft add rule ip t c meta mark @s accept": Mark(
+        0x64, ALL
+    ),
 }
 
 
@@ -33,8 +40,13 @@ def run(host: Namespace, script: str) -> None:
 def test_marks_are_found_with_their_masks(host: Namespace, rule: str) -> None:
     run(host, f"nft add table ip t; nft add chain ip t c; {rule}")
     program = "nft" if rule.startswith("nft") else f"{rule.split()[0]}-save"
-    text = host.call(firewall.listings)[program]
-    assert [mark for mark, _ in firewall.marks(text)] == [MARKS[rule]]
+    found = host.call(lambda: list(firewall.marks(firewall.listings())))
+    assert [mark for name, mark, _ in found if name == program] == [MARKS[rule]]
+
+
+def test_a_comment_is_no_mark(host: Namespace) -> None:
+    run(host, "iptables-nft -A OUTPUT -m comment --comment 'not -m mark --mark 0x64 \\\"' -j ACCEPT")
+    assert host.call(lambda: list(firewall.marks(firewall.listings()))) == []
 
 
 @pytest.mark.parametrize("name", ["nftables", *bare_host.BACKENDS])
@@ -43,16 +55,38 @@ def test_our_own_rules_are_left_out(host: Namespace, name: str) -> None:
     host.call(Installation(bare_host.backend(name)).install, ruleset)
     listings = host.call(firewall.listings)
     assert listings.keys() == {"iptables-nft-save", "iptables-legacy-save", "nft"}
-    assert [found for text in listings.values() for found in firewall.marks(text)] == []
+    assert host.call(lambda: list(firewall.marks(listings))) == []
 
 
 def test_a_chain_that_drops_is_named_until_a_rule_lets_the_port_in(host: Namespace) -> None:
     run(host, "iptables-nft -P INPUT DROP")
     listings = host.call(firewall.listings)
     assert list(firewall.dropping_inputs(listings)) == ["iptables-nft, table filter, chain INPUT"]
-    assert not firewall.accepts(listings, 6464)
+    assert not firewall.accepts(listings, 6464, "br0")
     run(host, "iptables-nft -A INPUT -i br0 -p tcp --dport 6464 -j ACCEPT")
-    assert firewall.accepts(host.call(firewall.listings), 6464)
+    assert firewall.accepts(host.call(firewall.listings), 6464, "br0")
+    assert not firewall.accepts(host.call(firewall.listings), 6464, "docker0")
+
+
+NFT = "nft add table inet f; nft 'add chain inet f in { type filter hook input priority 0; policy drop; }'; "
+OPENING = {
+    "iptables-nft -A INPUT -i br+ -p tcp --dport 6464 -j ACCEPT": True,
+    "iptables-nft -A INPUT -i br0 -j ACCEPT": True,
+    "iptables-nft -N m; iptables-nft -A INPUT -j m; iptables-nft -A m -p tcp --dport 6464 -j ACCEPT": True,
+    "iptables-nft -A FORWARD -p tcp --dport 6464 -j ACCEPT": False,
+    "iptables-nft -A INPUT -i eth0 -p tcp --dport 6464 -j ACCEPT": False,
+    "iptables-nft -A INPUT -p tcp --dport 64640 -j ACCEPT": False,
+    NFT + "nft add rule inet f in iifname br0 tcp dport { 22, 6464 } accept": True,
+    NFT + "nft add rule inet f in iifname br0 counter accept": True,
+    NFT + "nft add rule inet f in iifname eth0 tcp dport 6464 accept": False,
+    NFT + "nft add chain inet f out; nft add rule inet f out tcp dport 6464 accept": False,
+}
+
+
+@pytest.mark.parametrize("script", OPENING)
+def test_only_what_comes_in_from_the_device_is_let_in(host: Namespace, script: str) -> None:
+    run(host, script)
+    assert firewall.accepts(host.call(firewall.listings), 6464, "br0") is OPENING[script]
 
 
 def test_a_host_without_rules_drops_nothing(host: Namespace) -> None:

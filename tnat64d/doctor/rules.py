@@ -106,12 +106,11 @@ def _collisions(used: list[Mark]) -> Iterator[str]:
         if any(_collide(own, rule.mark) for own in used):
             yield f"the routing rule {rule.priority} (fwmark {rule.mark})"
     seen = set()
-    for program, text in firewall.listings().items():
-        for mark, line in firewall.marks(text):
-            # What iptables-nft made is also in the listing of nft.
-            if mark not in seen and any(_collide(own, mark) for own in used):
-                seen.add(mark)
-                yield f"a rule of {program} ({line})"
+    for program, mark, place in firewall.marks(firewall.listings()):
+        # What iptables-nft made is also in the listing of nft.
+        if mark not in seen and any(_collide(own, mark) for own in used):
+            seen.add(mark)
+            yield f"a rule of {program} ({place})"
 
 
 def _collide(own: Mark, other: Mark) -> bool:
@@ -150,11 +149,12 @@ def gateway(subject: Subject) -> Findings:
             f"no interface {device} with an IPv4 address is here", f"ip address add ADDRESS/24 dev {device}"
         )
     listing = firewall.listings()
-    dropping = [] if firewall.accepts(listing, port) else list(firewall.dropping_inputs(listing))
+    closed = [device for device in devices if not firewall.accepts(listing, port, device)]
+    dropping = list(firewall.dropping_inputs(listing)) if closed else []
     for place in dropping:
         yield warn(
             f"{place}, drops what gateway interfaces send to port {port}",
-            _opening(place, "".join(listing.values()), devices[0], port),
+            _opening(place, "".join(listing.values()), closed[0], port),
         )
     if not without and not dropping:
         yield ok(f"port {port} is open to {', '.join(devices)}")
