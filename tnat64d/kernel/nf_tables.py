@@ -6,32 +6,30 @@ Refuses to own rules.
 
 from __future__ import annotations
 
-import socket
-
 from tnat64d.errors import Tnat64Error
-from tnat64d.kernel.nfnetlink import NFT_MSG_DELTABLE, NONRECURSIVE, Message, NfTables, text
+from tnat64d.kernel.nfnetlink import NFT_MSG_DELTABLE, NFT_MSG_GETCHAIN, NONRECURSIVE, Message, NfTables, text
+from tnat64d.kernel.rtnetlink import attributes
+
+_CHAIN_TABLE, _CHAIN_NAME = 1, 3
+"""NFTA_CHAIN_* of linux/netfilter/nf_tables.h."""
 
 
 def ipv4_chains() -> frozenset[tuple[str, str]]:
     """(table, chain) of every chain of family ip; empty where the kernel has no nf_tables."""
-    from pyroute2.netlink.exceptions import NetlinkError  # takes 0.3 s to import
-    from pyroute2.nftables.main import NFTables
-
     try:
-        with NFTables(nfgen_family=socket.AF_INET) as nft:
-            return frozenset(
-                (chain.get_attr("NFTA_CHAIN_TABLE"), chain.get_attr("NFTA_CHAIN_NAME"))
-                for chain in nft.get_chains()
-            )
-    except (NetlinkError, OSError):
+        with NfTables() as netlink:
+            chains = [dict(attributes(body, 0)) for body in netlink.dump(NFT_MSG_GETCHAIN)]
+    except (Tnat64Error, OSError):
         return frozenset()
+    return frozenset((_string(chain[_CHAIN_TABLE]), _string(chain[_CHAIN_NAME])) for chain in chains)
+
+
+def _string(value: bytes) -> str:
+    return value.rstrip(b"\0").decode(errors="surrogateescape")
 
 
 def delete_empty_ipv4_table(name: str) -> bool:
-    """Delete the table `name` of family ip; False, and nothing done, if it is not there or not empty.
-
-    Not by pyroute2 (0.9.7), which waits for ever where the kernel refuses a batch as a whole.
-    """
+    """Delete the table `name` of family ip; False, and nothing done, if it is not there or not empty."""
     try:
         with NfTables() as netlink:
             netlink.commit([Message(NFT_MSG_DELTABLE, (text(1, name),), NONRECURSIVE)])

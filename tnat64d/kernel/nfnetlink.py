@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from tnat64d.errors import PrivilegeError, Tnat64Error
+from tnat64d.kernel.rtnetlink import HEADER
 
 NETLINK_NETFILTER = 12
 SUBSYSTEM = 10
@@ -44,7 +45,6 @@ _ANSWER_SIZE_BYTES = 2048
 _DUMP_ATTEMPTS = 5
 """Where others change rules meanwhile."""
 
-_HEADER = struct.Struct("=IHHII")
 _NFGENMSG = struct.Struct("!BBH")
 
 CREATE = _NLM_F_CREATE
@@ -77,7 +77,7 @@ def nested(kind: int, *attributes: bytes) -> bytes:
 def frame(kind: int, flags: int, sequence: int, body: bytes, resource: int = 0) -> bytes:
     """One message of a subsystem of netfilter; `kind` has the subsystem in its upper byte."""
     payload = _NFGENMSG.pack(socket.AF_INET, 0, resource) + body
-    return _HEADER.pack(_HEADER.size + len(payload), kind, flags, sequence, 0) + payload
+    return HEADER.pack(HEADER.size + len(payload), kind, flags, sequence, 0) + payload
 
 
 def _refusal(code: int) -> Tnat64Error:
@@ -177,9 +177,9 @@ class NfTables:
         while True:
             data = self._socket.recv(1 << 18)
             offset = 0
-            while offset + _HEADER.size <= len(data):
-                length, kind, flags, sequence, _ = _HEADER.unpack_from(data, offset)
-                body = data[offset + _HEADER.size : offset + length]
+            while offset + HEADER.size <= len(data):
+                length, kind, flags, sequence, _ = HEADER.unpack_from(data, offset)
+                body = data[offset + HEADER.size : offset + length]
                 offset += (length + 3) & ~3
                 if sequence != request:
                     continue
@@ -199,10 +199,10 @@ class NfTables:
         while answered < count:
             data = self._socket.recv(1 << 16)
             offset = 0
-            while offset + _HEADER.size <= len(data):
-                length, kind, _, sequence, _ = _HEADER.unpack_from(data, offset)
+            while offset + HEADER.size <= len(data):
+                length, kind, _, sequence, _ = HEADER.unpack_from(data, offset)
                 if kind == _NLMSG_ERROR and sequence >= begin:
-                    code: int = struct.unpack_from("=i", data, offset + _HEADER.size)[0]
+                    code: int = struct.unpack_from("=i", data, offset + HEADER.size)[0]
                     first = first or -code
                     answered += 1
                     if code and sequence == begin:  # the batch itself was refused: no other answer will come

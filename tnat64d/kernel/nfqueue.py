@@ -21,12 +21,12 @@ from tnat64d.errors import PrivilegeError, Tnat64Error, UnavailableError
 from tnat64d.kernel import capabilities
 from tnat64d.kernel.nfnetlink import NETLINK_NETFILTER, attribute, frame, number
 from tnat64d.kernel.original_dst import Destination
+from tnat64d.kernel.rtnetlink import HEADER, NLMSG_ERROR
 
 READS_PER_TURN = 64
 
 _SUBSYSTEM = 3 << 8  # NFNL_SUBSYS_QUEUE
 _PACKET, _VERDICT, _CONFIG = _SUBSYSTEM | 0, _SUBSYSTEM | 1, _SUBSYSTEM | 2
-_NLMSG_ERROR = 2
 _NLM_F_REQUEST, _NLM_F_ACK = 0x1, 0x4
 _CFG_CMD, _CFG_PARAMS, _CFG_QUEUE_MAXLEN, _CFG_MASK, _CFG_FLAGS = 1, 2, 3, 4, 5
 _CMD_BIND = 1
@@ -58,7 +58,6 @@ _FIRST_ATTRIBUTE = 20
 _ATTRIBUTE = struct.Struct("=HH")
 _INTEGER = struct.Struct("!I")
 _TWO_INTEGERS = struct.Struct("!II")
-_HEADER = struct.Struct("=IHHII")
 _IP = struct.Struct("!BxHxxxxxxxx4s4s")
 _TCP = struct.Struct("!HHI4xBB")
 _ACK, _SYN, _RST, _FIN = 0x10, 0x02, 0x04, 0x01
@@ -123,7 +122,7 @@ class SynQueue:
                 return
             except OSError:
                 continue  # ENOBUFS: what there was no room for has passed (NFQA_CFG_F_FAIL_OPEN)
-            if _HEADER.unpack_from(message)[1] == _PACKET:
+            if HEADER.unpack_from(message)[1] == _PACKET:
                 syn = self._parse(message)
                 if syn is not None:
                     yield syn
@@ -196,7 +195,7 @@ class SynQueue:
         self._socket.send(frame(_CONFIG, _NLM_F_REQUEST | _NLM_F_ACK, 0, body, queue))
         while True:
             message = self._socket.recv(_MESSAGE_BYTES)
-            if _HEADER.unpack_from(message)[1] == _NLMSG_ERROR:
+            if HEADER.unpack_from(message)[1] == NLMSG_ERROR:
                 break
             # A packet of a queue that was bound before this one: nobody looks at it yet.
             self._parse_and_pass(message)
@@ -240,7 +239,7 @@ def _netlink_socket() -> socket.socket:
 
 def _error(message: bytes) -> int:
     """The errno that an NLMSG_ERROR tells; 0 for none."""
-    (code,) = struct.unpack_from("=i", message, _HEADER.size)
+    (code,) = struct.unpack_from("=i", message, HEADER.size)
     return -int(code)
 
 

@@ -18,10 +18,11 @@ RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTM_NEWRULE, RTM_GETRULE = 32, 34
 RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE, RTMGRP_IPV4_RULE = 0x1, 0x10, 0x40, 0x80
 RTMGRP_IPV6_IFADDR, RTMGRP_IPV6_ROUTE = 0x100, 0x400
+HEADER = struct.Struct("=IHHII")
 RTMSG = struct.Struct("=BBBBBBBBI")
+"""struct nlmsghdr of linux/netlink.h, and struct rtmsg of linux/rtnetlink.h."""
 
 _NLM_F_REQUEST_DUMP = 0x301
-_HEADER = struct.Struct("=IHHII")
 _SOL_NETLINK, _NETLINK_GET_STRICT_CHK = 270, 12
 
 DUMP_TIMEOUT_S = 5.0
@@ -29,7 +30,7 @@ DUMP_TIMEOUT_S = 5.0
 
 def dump(netlink: socket.socket, kind: int, request: bytes) -> Iterator[tuple[int, bytes]]:
     """(kind, body) of each message that the kernel answers with. Raises OSError where it refuses."""
-    netlink.send(_HEADER.pack(_HEADER.size + len(request), kind, _NLM_F_REQUEST_DUMP, 1, 0) + request)
+    netlink.send(HEADER.pack(HEADER.size + len(request), kind, _NLM_F_REQUEST_DUMP, 1, 0) + request)
     return dumped(netlink)
 
 
@@ -62,10 +63,10 @@ def dumped(netlink: socket.socket) -> Iterator[tuple[int, bytes]]:
 def messages(data: bytes) -> Iterator[tuple[int, bytes]]:
     """(kind, body) of each message in what was received."""
     offset = 0
-    while offset + _HEADER.size <= len(data):
-        length, kind, *_ = _HEADER.unpack_from(data, offset)
-        yield kind, data[offset + _HEADER.size : offset + length]
-        offset += max(_HEADER.size, (length + 3) & ~3)
+    while offset + HEADER.size <= len(data):
+        length, kind, *_ = HEADER.unpack_from(data, offset)
+        yield kind, data[offset + HEADER.size : offset + length]
+        offset += max(HEADER.size, (length + 3) & ~3)
 
 
 def attributes(body: bytes, offset: int) -> Iterator[tuple[int, bytes]]:

@@ -13,15 +13,14 @@ import socket
 import struct
 
 from tnat64d.kernel.original_dst import Destination
+from tnat64d.kernel.rtnetlink import HEADER, NLMSG_ERROR
 
 _NETLINK_SOCK_DIAG = 4
 _SOCK_DIAG_BY_FAMILY = 20
-_NLMSG_ERROR = 2
 _NLM_F_REQUEST = 0x1
 _SYN_SENT, _LISTEN = 2, 10  # net/tcp_states.h
 _ALL_STATES = 0xFFFFFFFF
 _NO_COOKIE = b"\xff" * 8
-_HEADER = struct.Struct("=IHHII")
 
 
 class SocketTable:
@@ -54,12 +53,12 @@ class SocketTable:
         """Of the socket that leads from `client` to `destination`, or would answer there; None without one."""
         self._ask(client, destination, device)
         answer = self._answer()
-        if _HEADER.unpack_from(answer)[1] == _NLMSG_ERROR:
-            (code,) = struct.unpack_from("=i", answer, _HEADER.size)
+        if HEADER.unpack_from(answer)[1] == NLMSG_ERROR:
+            (code,) = struct.unpack_from("=i", answer, HEADER.size)
             if code == -errno.ENOENT:
                 return None
             raise OSError(-code, os.strerror(-code))
-        return answer[_HEADER.size + 1]
+        return answer[HEADER.size + 1]
 
     def _ask(self, client: Destination, destination: Destination, device: int) -> None:
         ports = struct.pack("!HH", client[1], destination[1])
@@ -69,12 +68,12 @@ class SocketTable:
         request = struct.pack("=BBBBI", socket.AF_INET, socket.IPPROTO_TCP, 0, 0, _ALL_STATES)
         request += ports + addresses + struct.pack("=I", device) + _NO_COOKIE
         self._asked = (self._asked + 1) & 0xFFFFFFFF
-        header = _HEADER.pack(_HEADER.size + len(request), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, self._asked, 0)
+        header = HEADER.pack(HEADER.size + len(request), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, self._asked, 0)
         self._socket.send(header + request)
 
     def _answer(self) -> bytes:
         """To the last question; an earlier one's may have been left over by an error. Raises OSError."""
         while True:
             answer = self._socket.recv(4096)
-            if _HEADER.unpack_from(answer)[3] == self._asked:
+            if HEADER.unpack_from(answer)[3] == self._asked:
                 return answer
