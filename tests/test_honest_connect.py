@@ -249,6 +249,17 @@ def test_those_who_wait_when_the_daemon_ends_are_refused(ideal_lab: IdealNat64La
             )
 
 
+def test_connects_to_a_daemon_that_drains_are_refused(ideal_lab: IdealNat64Lab) -> None:
+    with Daemon(ideal_lab.client, ideal_lab.directory, settings=honest({"workers": 1})) as daemon:
+        with dial(ideal_lab.client, Port.ECHO) as sock:
+            echo(sock)
+            daemon.process.send_signal(signal.SIGTERM)
+            daemon.wait_for_log("draining 1 connections")
+            wait_until(lambda: connect_code(ideal_lab.client, Port.ECHO) == errno.ECONNREFUSED, "refused")
+            echo(sock)
+        daemon.expect_end(0)
+
+
 @pytest.mark.parametrize("way", ["owned", "nftables", "iptables-nft", "iptables-legacy"])
 def test_programs_behind_a_gateway_see_the_truth(gateway_lab: GatewayLab, way: str) -> None:
     settings = honest(scope={"gateway": ["br-test"]}, **STATIC_WAYS.get(way, {}))

@@ -343,6 +343,17 @@ async def test_stopping_refuses_those_who_wait(make_plane: MakePlane) -> None:
     plane.gate.stop()
 
 
+async def test_who_comes_when_all_are_turned_away_is_refused(make_plane: MakePlane) -> None:
+    plane = make_plane()
+    waiting = plane.connect(SILENT)
+    await until(lambda: plane.observer.held_count == 1)
+    plane.gate.turn_away()
+    assert await plane.outcome(waiting) == errno.ECONNREFUSED
+    assert await plane.outcome(plane.connect(ANSWERS)) == errno.ECONNREFUSED
+    assert (plane.observer.held_count, plane.observer.accepted_count, plane.dialer.active) == (1, 0, 0)
+    assert plane.nobody_else_came()
+
+
 async def test_the_listener_hands_others_to_the_dialer(make_plane: MakePlane) -> None:
     plane = make_plane()
     plane.gate.stop()  # the queues have no reader: plain

@@ -223,6 +223,8 @@ class Worker:
     def stop(self) -> int:
         """End everything at once; how many connections that reset."""
         self._stop_accepting()
+        if self._gate is not None:
+            self._gate.stop()
         self._reset_all()
         self._dialer.close()
         self._reactor.stop()
@@ -232,7 +234,7 @@ class Worker:
         self._draining = True
         self._stop_accepting()
         # Not closed: a TPROXY rule that finds no socket drops the packet (net/netfilter/xt_TPROXY.c), and a
-        # client would wait. What connects while others drain is reset.
+        # client would wait. What connects while others drain is reset, or refused by the gate.
         self._loop.add_reader(self._listening.fileno(), self._turn_away)
         self._loop.call_later(timeout_s, self._reset_all)
         self._check_drained()
@@ -241,7 +243,7 @@ class Worker:
         """First what has connected: its upstream may wait at the gate."""
         self._listener.stop()
         if self._gate is not None:
-            self._gate.stop()
+            self._gate.turn_away()
 
     def _turn_away(self) -> None:
         try:

@@ -147,6 +147,7 @@ class SynGate:
         self._waiting: dict[tuple[str, Destination], dict[int, Upstream]] = {}
         self._waiting_count = 0
         self._resting = False
+        self._turns_away = False
         self._stopped = False
         self._handshakes = Deadlines[Upstream](loop, HANDSHAKE_S, self._close)
 
@@ -154,17 +155,22 @@ class SynGate:
         """Hold SYNs from now on."""
         self._reactor.watch(self._queue.fileno(), EPOLLIN, self)
 
-    def stop(self) -> None:
-        """Refuse those that are held; hold none any more, and give back everything. Idempotent."""
-        if self._stopped:
-            return
-        self._stopped = True
-        self._reactor.unwatch(self._queue.fileno())
+    def turn_away(self) -> None:
+        """Refuse those that are held, and from now on all that come."""
+        self._turns_away = True
         for dial in tuple(self._held.values()):
             dial.refuse()
         for upstreams in tuple(self._waiting.values()):
             for upstream in tuple(upstreams.values()):
                 self._close(upstream)
+
+    def stop(self) -> None:
+        """Refuse those that are held; hold none any more, and give back everything. Idempotent."""
+        if self._stopped:
+            return
+        self._stopped = True
+        self.turn_away()
+        self._reactor.unwatch(self._queue.fileno())
         self._handshakes.cancel()
         self._queue.close()
         self._refuser.close()
@@ -254,6 +260,8 @@ class SynGate:
         target = self._destinations.resolve(syn.destination)
         if target is None:
             self._queue.accept(syn)
+        elif self._turns_away:
+            self._reset(syn)
         elif self._is_full():
             self._observer.not_held()
             self._queue.accept(syn)
@@ -261,8 +269,11 @@ class SynGate:
             self._hold(syn, target)
         else:
             self._observer.over_limit(syn.client)
-            self._queue.drop(syn)
-            self._refuser.send(syn, Refusal.RESET)
+            self._reset(syn)
+
+    def _reset(self, syn: Syn) -> None:
+        self._queue.drop(syn)
+        self._refuser.send(syn, Refusal.RESET)
 
     def _is_admitted(self, syn: Syn) -> bool:
         """Before the dial: a SYN costs its sender nothing. The host's own programs have no limit."""
