@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -87,6 +88,14 @@ def test_root_may_mark_and_accept_for_foreign_addresses(host: Namespace) -> None
     with host.socket() as listener:
         original_dst.allow_foreign_addresses(listener)
         assert listener.getsockopt(socket.SOL_IP, original_dst.IP_TRANSPARENT) == 1
+
+
+@pytest.mark.netns
+@pytest.mark.parametrize("mark", [1, 0x6464, 0x80000000, 0xFFFFFFFF])
+def test_every_mark_of_32_bits_can_be_set(mark: int) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
+        original_dst.set_mark(sock, mark)
+        assert int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, socket.SO_MARK, 4), sys.byteorder) == mark
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,14 @@ def allow_foreign_addresses(listener: socket.socket) -> None:
         raise
 
 
+def set_mark(sock: RawSocket, mark: int) -> None:
+    """Let the packets of `sock` carry the fwmark `mark`. Raises OSError.
+
+    Its 32 bits are packed here, for Python takes integers of socket options for signed.
+    """
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, struct.pack("=I", mark))
+
+
 def require_marking(mark: int) -> None:
     """Prove that this process may mark its IPv4 attempts, or each would be captured again.
 
@@ -85,7 +93,7 @@ def require_marking(mark: int) -> None:
     """
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         try:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+            set_mark(probe, mark)
         except OSError as error:
             if error.errno in (EPERM, EACCES):
                 raise PrivilegeError(

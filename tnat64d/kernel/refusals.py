@@ -16,6 +16,7 @@ from enum import Enum
 
 from tnat64d.errors import PrivilegeError
 from tnat64d.kernel.nfqueue import Syn
+from tnat64d.kernel.original_dst import set_mark
 
 _HOP_LIMIT = 64
 _DONT_FRAGMENT = 0x4000
@@ -60,7 +61,7 @@ class Refuser:
             raise PrivilegeError(
                 'connect = "honest" in tnat64d.toml needs CAP_NET_RAW (or root), to refuse connections'
             ) from None
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+        set_mark(self._socket, mark)
         self._socket.setblocking(False)
 
     def send(self, syn: Syn, refusal: Refusal) -> None:

@@ -16,7 +16,7 @@ from select import EPOLLERR, EPOLLHUP
 
 from tnat64d.core import policy
 from tnat64d.core.policy import Action, ScopeState, StickyMemory
-from tnat64d.kernel.original_dst import Destination
+from tnat64d.kernel.original_dst import Destination, set_mark
 from tnat64d.proxy.connection import Connection, Observer
 from tnat64d.proxy.deadlines import Deadlines
 from tnat64d.proxy.pipes import PipePool
@@ -322,7 +322,7 @@ class Dialer:
         sock = RawSocket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, socket.IPPROTO_TCP)
         if not is_nat64:
             # Rule 32768 of core.ruleset; without it the attempt would be captured like any other.
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, self._settings.mark)
+            set_mark(sock, self._settings.mark)
         return sock
 
     def learn(self, connection: Connection, state: ScopeState) -> None:
