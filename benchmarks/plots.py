@@ -5,6 +5,7 @@ Owns the looks. Needs matplotlib (the `bench` extra), drawn without a display.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -23,7 +24,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from benchmarks.metrics import GROUPS, Better, Group, Metric
 from benchmarks.samples import DIRECT, PeerInfo, Run, Statistics
 
-_OURS = ("#d9480f", "#f08c5a", "#f6b48f", "#fbd5c0")
+_OURS = ("#d9480f", "#e8702f", "#f08c5a", "#f6b48f", "#fbd5c0")
 _THEIRS = "#7c93ad"
 _LIMIT = "#c9ced4"
 _CURVES = (
@@ -152,7 +153,7 @@ def _curves(group: Group, peers: Sequence[PeerInfo], statistics: Statistics) -> 
     figure: Figure
     figure, axis = plt.subplots(figsize=(9, 5.2), layout=ConstrainedLayoutEngine(rect=(0, 0.04, 1, 0.93)))
     others = iter(zip(_CURVES * 2, _MARKERS * 2, strict=True))
-    ours = iter(_OURS)
+    ours = itertools.cycle(_OURS)
     for peer in peers:
         points = [(m.level or 0, statistics.median(peer.name, m.key)) for m in group.metrics]
         drawn = [(level, value) for level, value in points if value is not None and value > 0]
@@ -190,7 +191,7 @@ def _curves(group: Group, peers: Sequence[PeerInfo], statistics: Statistics) -> 
 
 
 def _colors(peers: Sequence[PeerInfo]) -> list[str]:
-    ours = iter(_OURS)
+    ours = itertools.cycle(_OURS)
     return [
         next(ours) if peer.name == peer.compared_with else _LIMIT if peer.name == DIRECT else _THEIRS
         for peer in peers
