@@ -26,7 +26,7 @@ from tests.lab.connects import (
 )
 from tests.lab.daemon import PROGRAM, Daemon, Service, Tables, dial, echo, expect_reset, run_cli, seconds_of
 from tests.test_scopes import CONTAINER, GatewayLab, gateway_lab
-from tnat64d.kernel.refusals import checksum
+from tnat64d.kernel.icmp import checksum
 
 __all__ = ["gateway_lab"]
 

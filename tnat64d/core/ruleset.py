@@ -35,7 +35,7 @@ from ipaddress import IPv4Address
 
 from tnat64d.core.config import ALWAYS_LOCAL, Config, Network
 from tnat64d.core.scope import Place, Program, Scope
-from tnat64d.core.settings import Mode, Rules
+from tnat64d.core.settings import MAX_HONEST_WORKERS, Mode, Rules
 
 ROUTE_PROTOCOL = 64
 """Tags every route and policy rule as ours; unassigned in /etc/iproute2/rt_protos."""
@@ -48,7 +48,7 @@ LOOPBACK = "lo"
 OWN_DEVICE = "tnat64d"
 """The TUN device of an owned ruleset."""
 
-QUEUES = 8
+QUEUES = MAX_HONEST_WORKERS
 HOLD_BITS = 0b1110
 """Held SYNs are spread over so many queues by these bits of their source port. Not by the lowest: connect() is
 given an even port as long as there is one (net/ipv4/inet_hashtables.c, __inet_hash_connect)."""

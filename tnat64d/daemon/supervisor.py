@@ -53,7 +53,7 @@ HANG_TIMEOUT_S = 15.0
 """After this a worker that does not answer is killed: in time to feed a watchdog of 30 s again, which would end
 all of them."""
 
-MAX_AUTO_WORKERS = 8
+MAX_AUTO_WORKERS = QUEUES  # where connects are honest, more would have none
 
 
 @dataclass(frozen=True, slots=True)

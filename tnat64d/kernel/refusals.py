@@ -4,7 +4,7 @@ Owns the two packets (a TCP reset, an ICMP error) and the raw sockets they leave
 due (`proxy.syn_gate`).
 
 Not by a REJECT rule: in OUTPUT its ICMP error does not reach the host's own program. The SYN must have been
-dropped. Formats: RFC 791, 792, 9293 section 3.1; the checksum is RFC 1071's.
+dropped. The format of the reset: RFC 9293 section 3.1.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import struct
 from enum import Enum
 
 from tnat64d.errors import PrivilegeError
+from tnat64d.kernel import icmp
 from tnat64d.kernel.nfqueue import Syn
 from tnat64d.kernel.original_dst import set_mark
 
@@ -22,7 +23,6 @@ _HOP_LIMIT = 64
 _DONT_FRAGMENT = 0x4000
 _TCP_HEADER_BYTES = 20
 _RST_ACK = 0x14
-_DESTINATION_UNREACHABLE = 3
 
 
 class Refusal(Enum):
@@ -69,7 +69,9 @@ class Refuser:
         if refusal.icmp_code is None:
             packet = _reset(syn)
         else:
-            packet = _icmp_error(syn, refusal.icmp_code)
+            # From the destination, the only address that is sure to have a way to the client.
+            source, target = socket.inet_aton(syn.destination[0]), socket.inet_aton(syn.client[0])
+            packet = icmp.destination_unreachable(refusal.icmp_code, source, target, syn.quote)
         try:
             self._socket.sendto(packet, (syn.client[0], 0))
         except OSError:
@@ -92,23 +94,5 @@ def _reset(syn: Syn) -> bytes:
     fields = (syn.destination[1], syn.client[1], 0, (syn.sequence + 1) & 0xFFFFFFFF, 0x50, _RST_ACK, 0)
     without = struct.pack("!HHIIBBHHH", *fields, 0, 0)
     pseudo_header = source + target + struct.pack("!BBH", 0, socket.IPPROTO_TCP, _TCP_HEADER_BYTES)
-    content = struct.pack("!HHIIBBHHH", *fields, checksum(pseudo_header + without), 0)
+    content = struct.pack("!HHIIBBHHH", *fields, icmp.checksum(pseudo_header + without), 0)
     return _ip_header(socket.IPPROTO_TCP, source, target, content) + content
-
-
-def _icmp_error(syn: Syn, code: int) -> bytes:
-    """From the destination, the only address that is sure to have a way to the client."""
-    target = socket.inet_aton(syn.client[0])
-    source = socket.inet_aton(syn.destination[0])
-    without = struct.pack("!BBHI", _DESTINATION_UNREACHABLE, code, 0, 0) + syn.quote
-    content = struct.pack("!BBHI", _DESTINATION_UNREACHABLE, code, checksum(without), 0) + syn.quote
-    return _ip_header(socket.IPPROTO_ICMP, source, target, content) + content
-
-
-def checksum(data: bytes) -> int:
-    """Of the Internet protocols (RFC 1071)."""
-    if len(data) % 2:
-        data += b"\0"
-    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
-    total = (total & 0xFFFF) + (total >> 16)
-    return ~(total + (total >> 16)) & 0xFFFF

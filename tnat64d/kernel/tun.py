@@ -18,14 +18,12 @@ import struct
 from ipaddress import IPv4Address
 
 from tnat64d.errors import PrivilegeError, Tnat64Error, UnavailableError
+from tnat64d.kernel import icmp
 
 _TUNSETIFF, _TUNGETIFF = 0x400454CA, 0x800454D2
 _IFF_TUN_NO_PI = 0x1001
 _DEVICE = "/dev/net/tun"
 
-_IPPROTO_ICMP = 1
-_ICMP_DEST_UNREACH, _ICMP_NET_UNREACH = 3, 0
-_QUOTED_PAYLOAD_BYTES = 8
 _PACKET_SIZE_BYTES = 1 << 16
 _PACKETS_PER_TURN = 64
 
@@ -95,24 +93,9 @@ class TunDevice:
 
 def net_unreachable(packet: bytes, source: IPv4Address) -> bytes | None:
     """The ICMP error, an IPv4 packet, for `packet`; None where none may be sent (ICMP, later fragments)."""
-    if len(packet) < 20 or packet[0] >> 4 != 4 or packet[9] == _IPPROTO_ICMP:
+    if len(packet) < 20 or packet[0] >> 4 != 4 or packet[9] == icmp.PROTOCOL:
         return None
     if struct.unpack_from("!H", packet, 6)[0] & 0x1FFF:
         return None
-    header_bytes = (packet[0] & 15) * 4
-    quoted = packet[: header_bytes + _QUOTED_PAYLOAD_BYTES]
-    body = struct.pack("!BBHI", _ICMP_DEST_UNREACH, _ICMP_NET_UNREACH, 0, 0) + quoted
-    body = body[:2] + _checksum(body) + body[4:]
-    header = struct.pack(
-        "!BBHHHBBH4s4s", 0x45, 0xC0, 20 + len(body), 0, 0, 64, _IPPROTO_ICMP, 0, source.packed, packet[12:16]
-    )
-    return header[:10] + _checksum(header) + header[12:] + body
-
-
-def _checksum(data: bytes) -> bytes:
-    """RFC 1071."""
-    padded = data + b"\0" * (len(data) % 2)
-    total = sum(struct.unpack(f"!{len(padded) // 2}H", padded))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return struct.pack("!H", total ^ 0xFFFF)
+    quote = packet[: (packet[0] & 15) * 4 + icmp.QUOTED_PAYLOAD_BYTES]
+    return icmp.destination_unreachable(icmp.NET_UNREACHABLE, source.packed, packet[12:16], quote)
