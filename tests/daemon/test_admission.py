@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.daemon.lingering import MAKE_LINGERING_AS_NOBODY
 from tnat64d.core import settings
 from tnat64d.core.settings import Exec, Scope, Settings
 from tnat64d.daemon.admission import Admission
@@ -100,18 +101,9 @@ def test_a_door_is_taken_from_root_only_and_none_is_lost() -> None:
     assert len(os.listdir("/proc/self/fd")) == before - 1
 
 
-LINGER = """
-import os, socket, struct, sys
-with socket.create_server(("127.0.0.1", 0)) as listener:
-    lingering = socket.create_connection(listener.getsockname())
-    reads_nothing, _ = listener.accept()
-lingering.setblocking(False)
-try:
-    while True:
-        lingering.send(b"x" * 65536)
-except BlockingIOError:
-    lingering.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 30))
-os.setgroups([]); os.setgid(65534); os.setuid(65534)
+LINGER = (
+    MAKE_LINGERING_AS_NOBODY
+    + """
 sock = socket.socket(socket.AF_UNIX)
 sock.connect("\\0" + sys.argv[1])
 socket.send_fds(sock, [b"d"], [lingering.fileno()])
@@ -119,6 +111,7 @@ os.close(lingering.detach())
 print("sent", flush=True)
 sys.stdin.read()
 """
+)
 
 
 @pytest.mark.netns

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.daemon.lingering import MAKE_LINGERING_AS_NOBODY
 from tnat64d.daemon.control import Answer, ControlServer, Question, ask
 from tnat64d.errors import ConfigurationError, Tnat64Error, UnavailableError
 
@@ -150,18 +151,9 @@ async def test_other_users_may_ask_once_for_what_is_for_everybody(server: Contro
     assert answer == {"ok": True, "uid": 65534, "gid": 65534, "arguments": {"word": "hello"}}
 
 
-LINGER_AS_NOBODY = """
-import os, socket, struct, sys
-with socket.create_server(("127.0.0.1", 0)) as listener:
-    lingering = socket.create_connection(listener.getsockname())
-    reads_nothing, _ = listener.accept()
-lingering.setblocking(False)
-try:
-    while True:
-        lingering.send(b"x" * 65536)
-except BlockingIOError:
-    lingering.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 30))
-os.setgroups([]); os.setgid(65534); os.setuid(65534)
+LINGER_AS_NOBODY = (
+    MAKE_LINGERING_AS_NOBODY
+    + """
 sock = socket.socket(socket.AF_UNIX)
 sock.connect(sys.argv[1])
 try:
@@ -174,6 +166,7 @@ else:
 sys.stdin.read()
 os._exit(0)  # which does not linger
 """
+)
 
 CROWD_AS_NOBODY = """
 import os, select, socket, sys
