@@ -18,6 +18,8 @@ import uvloop
 from tests.lab import IdealNat64Lab, Nat64Lab
 from tests.lab.clients import Clients, compiled_clients
 from tests.lab.needs import CLIENT_PROGRAMS, NAT64_PROGRAMS, what_is_missing
+from tests.proxy.reactors import new_reactor
+from tnat64d.proxy.loop import ReactorLoop
 
 # fixture: the programs it needs
 LAB_FIXTURES: Mapping[str, tuple[str, ...]] = {
@@ -54,7 +56,7 @@ def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
     """Every async test runs on both loops that the daemon can be set to."""
-    return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+    return {"asyncio": lambda: ReactorLoop(new_reactor()), "uvloop": uvloop.new_event_loop}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

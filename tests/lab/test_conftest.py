@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tnat64d.proxy.loop import ReactorLoop
+
 ROOT = Path(__file__).parents[2]
 
 SKIPPING_TESTS = """
@@ -65,8 +67,8 @@ def test_async_tests_run_on_both_loops_and_others_once(tmp_path: Path) -> None:
 
 
 async def test_an_async_test_is_given_the_loop_it_is_named_after(request: pytest.FixtureRequest) -> None:
-    module = type(asyncio.get_running_loop()).__module__.partition(".")[0]
-    assert request.node.name.endswith(f"[{module}]")
+    name = "asyncio" if isinstance(asyncio.get_running_loop(), ReactorLoop) else "uvloop"
+    assert request.node.name.endswith(f"[{name}]")
 
 
 def test_tests_with_a_lab_can_be_left_out_by_marker(tmp_path: Path) -> None:

@@ -11,17 +11,15 @@ from typing import Any, cast
 import pytest
 
 from tests.proxy.peer import Peer, descriptors, raw, tcp_pair, until
-from tnat64d.proxy import relay as relay_module
+from tests.proxy.reactors import IS_COMPILED, CountedReactor, new_reactor
 from tnat64d.proxy.deadlines import Deadlines
 from tnat64d.proxy.dialer import Dialer
+from tnat64d.proxy.loop import ReactorLoop
 from tnat64d.proxy.pipes import Pipe, PipePool
 from tnat64d.proxy.reactor import Reactor
 from tnat64d.proxy.relay import FULL_READS, READS_AND_WRITES, End, Relay
 
 both_sides = pytest.mark.parametrize("side", ["client", "server"])
-
-IS_COMPILED = not str(relay_module.__file__).endswith(".py")
-"""Then no class of the data plane can be inherited from; tests that need that are marked `interpreted`."""
 
 COPY_ONLY = 1 << 30
 SPLICE_ONLY = 0
@@ -34,16 +32,6 @@ def full_reads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     return int(request.param)
 
 
-class CountedReactor(Reactor):
-    """Knows how many turns it has had."""
-
-    turns = 0
-
-    def _turn(self) -> None:
-        self.turns += 1
-        super()._turn()
-
-
 @pytest.fixture
 async def reactor() -> AsyncIterator[CountedReactor]:
     """A reactor on the test's loop; no callback may have failed and no descriptor be left when it has stopped."""
@@ -51,9 +39,13 @@ async def reactor() -> AsyncIterator[CountedReactor]:
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda _, context: failures.append(context))
     before = descriptors()
-    reactor = cast(CountedReactor, Reactor(loop)) if IS_COMPILED else CountedReactor(loop)
-    yield reactor
-    reactor.stop()
+    if isinstance(loop, ReactorLoop):
+        reactor = loop.reactor
+    else:
+        reactor = new_reactor()
+        reactor.nest(loop)
+    yield cast(CountedReactor, reactor)
+    reactor.unnest()
     assert descriptors() == before
     assert failures == []
 

@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from tests.proxy.conftest import CountedReactor, nothing_is_pending
+from tests.proxy.conftest import nothing_is_pending
 from tests.proxy.observer import Recording
 from tests.proxy.peer import Peer, descriptors, descriptors_left, noise, until
+from tests.proxy.reactors import CountedReactor
 from tnat64d.core.config import Config, Route, Way
 from tnat64d.core.policy import StickyMemory
 from tnat64d.core.settings import Mode, StickyScope

@@ -11,10 +11,11 @@ from select import EPOLLERR, EPOLLET, EPOLLIN, EPOLLOUT, EPOLLRDHUP
 
 import pytest
 
-from tests.proxy.conftest import CountedReactor
 from tests.proxy.peer import raw, tcp_pair, until
+from tests.proxy.reactors import CountedReactor
 from tnat64d.proxy import reactor as reactor_module
 from tnat64d.proxy import relay
+from tnat64d.proxy.reactor import Reactor
 
 NOTHING_MORE_S = 0.05
 
@@ -243,13 +244,15 @@ async def test_a_bug_reaches_its_own_watcher_only(
     assert victims[0].fileno() == -1, "the turn is over"
 
 
-async def test_after_stop_nobody_is_told_anything(reactor: CountedReactor, pairs: Pairs) -> None:
+async def test_after_the_end_of_nesting_nobody_is_told_anything(pairs: Pairs) -> None:
+    reactor = Reactor()
+    reactor.nest(asyncio.get_running_loop())
     far, near = pairs.make()
     watcher = Recorder()
     reactor.watch(near.fileno(), EPOLLIN | EPOLLET, watcher)
     reactor.again(watcher)
     far.send(b"x")
-    reactor.stop()
-    reactor.stop()
+    reactor.unnest()
+    reactor.unnest()
     await asyncio.sleep(NOTHING_MORE_S)
     assert watcher.masks == []

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from tests.lab import PREFIX
-from tests.proxy.conftest import CountedReactor, nothing_is_pending
+from tests.proxy.conftest import nothing_is_pending
 from tests.proxy.observer import Recording
 from tests.proxy.peer import Peer, descriptors, until
+from tests.proxy.reactors import CountedReactor
 from tests.proxy.ways import Ways, destination, inside
 from tnat64d.core.config import parse
 from tnat64d.core.policy import StickyMemory

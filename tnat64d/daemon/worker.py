@@ -43,6 +43,7 @@ from tnat64d.proxy.counters import Counters, map_block
 from tnat64d.proxy.destination import Destinations, Target
 from tnat64d.proxy.dialer import Dialer, DialSettings
 from tnat64d.proxy.listener import Listener
+from tnat64d.proxy.loop import ReactorLoop, reactor_of
 from tnat64d.proxy.reactor import Reactor
 from tnat64d.proxy.relay import reset
 from tnat64d.proxy.sources import SourceLimit
@@ -74,7 +75,7 @@ def main(inheritance: Inheritance) -> int:
 
 def _loop_factory(loop: str) -> Callable[[], asyncio.AbstractEventLoop]:
     if loop == "asyncio":
-        return asyncio.new_event_loop
+        return lambda: ReactorLoop(Reactor())
     import uvloop
 
     return uvloop.new_event_loop
@@ -138,7 +139,7 @@ class Worker:
         self._reset = 0
         self.drained = asyncio.Event()
         self._memory = StickyMemory(settings.policy.sticky_entries, start.sticky, start.epoch)
-        self._reactor = Reactor(loop)
+        self._reactor = reactor_of(loop)
         self._told_unmapped = False
         most = start.max_per_source
         sources = SourceLimit(most, original_dst.is_own) if most else None
@@ -227,7 +228,7 @@ class Worker:
             self._gate.stop()
         self._reset_all()
         self._dialer.close()
-        self._reactor.stop()
+        self._reactor.unnest()
         return self._reset
 
     def _drain(self, timeout_s: float) -> None:

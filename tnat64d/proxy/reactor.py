@@ -1,7 +1,8 @@
-"""One edge-triggered epoll for all data-plane sockets of a worker, itself one reader of the event loop.
+"""One edge-triggered epoll for all data-plane sockets of a worker.
 
 Owns the epoll, who is told about which file descriptor, and the moment at which a socket is closed. Refuses
-to own what the sockets carry.
+to own what the sockets carry, and who waits: either an event loop has the epoll as one of its readers (`nest`),
+or it waits by it (`proxy.loop`), which saves a system call and a callback for each wake-up.
 
 Why not `loop.add_reader` for each socket: it costs a fifth of the connections per second, and neither uvloop
 nor asyncio reports a reset that follows a FIN (libuv issue 3449); epoll does, as EPOLLERR | EPOLLHUP.
@@ -14,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import select
+import time
 from _socket import socket as RawSocket
 from typing import Protocol
 
@@ -36,14 +38,37 @@ class Watcher(Protocol):
 class Reactor:
     """Tells watchers about their sockets, a turn of the event loop at a time."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._epoll = select.epoll()
         self._watchers: dict[int, Watcher] = {}
         self._closing: list[RawSocket] = []
         self._again: dict[Watcher, None] = {}  # a set that keeps the order
         self._in_turn = False
-        loop.add_reader(self._epoll.fileno(), self._turn)
+        self._interrupted = False
+        self._stopped = False
+
+    def nest(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Let `loop` make the turns, whose selector knows nothing of this epoll."""
+        self._loop = loop
+        loop.add_reader(self._epoll.fileno(), self.turn, 0.0)
+
+    def run(self, timeout_s: float | None) -> None:
+        """Make turns for `timeout_s` (None: for ever), or until `interrupt`."""
+        self._interrupted = False
+        if timeout_s is None:
+            while not self._interrupted:
+                self.turn(-1.0)
+            return
+        deadline = time.monotonic() + timeout_s
+        while True:
+            self.turn(timeout_s)
+            if self._interrupted or (timeout_s := deadline - time.monotonic()) <= 0:
+                return
+
+    def interrupt(self) -> None:
+        """Let `run` return after this turn: its caller has something to do."""
+        self._interrupted = True
 
     def watch(self, fd: int, mask: int, watcher: Watcher) -> None:
         """Report the events of `mask` on `fd` to `watcher`, beginning with what is true already."""
@@ -77,41 +102,61 @@ class Reactor:
 
     def again(self, watcher: Watcher) -> None:
         """Tell `watcher` EPOLLIN in the next turn, once: it stopped for fairness, not for want of data."""
-        if not self._again:
-            self._loop.call_soon(self._turn)
+        if not self._again and self._loop is not None:
+            self._loop.call_soon(self.turn, 0.0)
         self._again[watcher] = None
+
+    def unnest(self) -> None:
+        """Watch nothing any more, if an event loop made the turns; nothing if it waits by this very epoll."""
+        if self._loop is not None:
+            self.stop()
 
     def stop(self) -> None:
         """Watch nothing any more."""
-        if not self._epoll.closed:
-            self._loop.remove_reader(self._epoll.fileno())
+        if not self._stopped:
+            self._stopped = True
+            if self._loop is not None:
+                self._loop.remove_reader(self._epoll.fileno())
             self._epoll.close()
 
-    def _turn(self) -> None:
-        if self._epoll.closed:
+    def turn(self, timeout_s: float) -> None:
+        """Tell what has happened, or wait `timeout_s` (negative: for ever) for it to happen."""
+        if self._stopped:
             return
-        again, self._again = self._again, {}
+        again = self._again
+        if again:
+            self._again = {}
+            timeout_s = 0.0
         watchers = self._watchers
         self._in_turn = True
-        for fd, mask in self._epoll.poll(0, EVENTS_PER_TURN):
+        for fd, mask in self._epoll.poll(timeout_s, EVENTS_PER_TURN):
             watcher = watchers.get(fd)
             if watcher is not None:
-                self._tell(watcher, mask)
-        for watcher in again:
-            if watcher not in self._again:  # else an event has given it its turn
-                self._tell(watcher, select.EPOLLIN)
+                try:
+                    watcher.ready(mask)
+                except Exception:
+                    self._give_up(watcher)
+        if again:
+            self._tell_again(again)
         self._in_turn = False
         if self._closing:
             for sock in self._closing:
                 sock.close()
             self._closing.clear()
 
-    def _tell(self, watcher: Watcher, mask: int) -> None:
+    def _tell_again(self, again: dict[Watcher, None]) -> None:
+        for watcher in again:
+            if watcher not in self._again:  # else an event has given it its turn
+                try:
+                    watcher.ready(select.EPOLLIN)
+                except Exception:
+                    self._give_up(watcher)
+
+    @staticmethod
+    def _give_up(watcher: Watcher) -> None:
+        """The connection's boundary: a bug in one must not end the others."""
+        _log.exception("a connection was given up because of a bug")
         try:
-            watcher.ready(mask)
-        except Exception:  # the connection's boundary: a bug in one must not end the others
-            _log.exception("a connection was given up because of a bug")
-            try:
-                watcher.crashed()
-            except Exception:
-                _log.exception("a connection could not even be given up")
+            watcher.crashed()
+        except Exception:
+            _log.exception("a connection could not even be given up")

@@ -49,6 +49,7 @@ READS = EPOLLIN | EPOLLRDHUP | EPOLLPRI | EPOLLET
 READS_AND_WRITES = READS | EPOLLOUT
 
 _ARRIVED = EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLPRI  # EPOLLPRI alone: an urgent byte and nothing else
+_RARE = EPOLLERR | EPOLLPRI | EPOLLRDHUP | EPOLLHUP
 _DONTWAIT = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 _SPLICE = os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE
 _LINGER_RESET = struct.pack("ii", 1, 0)
@@ -105,15 +106,15 @@ class End:
         """See `reactor.Watcher`."""
         if self.closed:
             return
-        relay = self.relay
-        if mask & EPOLLERR:
-            self._pass_on_last_words()
-            relay.abort()
-            return
-        if mask & EPOLLPRI and not self.urgent:
-            self._expect_marks()
-        if mask & (EPOLLRDHUP | EPOLLHUP):
-            self.fin_reported = True
+        if mask & _RARE:
+            if mask & EPOLLERR:
+                self._pass_on_last_words()
+                self.relay.abort()
+                return
+            if mask & EPOLLPRI and not self.urgent:
+                self._expect_marks()
+            if mask & (EPOLLRDHUP | EPOLLHUP):
+                self.fin_reported = True
         if mask & _ARRIVED and not self.finished:
             self.pump()
         if mask & EPOLLOUT and not self.closed:
