@@ -32,6 +32,7 @@ from collections import OrderedDict
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from enum import Enum, auto
+from typing import Final
 
 from tnat64d.core.config import Way
 
@@ -39,12 +40,16 @@ from tnat64d.core.config import Way
 class ScopeState(Enum):
     """What is known of one scope (all destinations, one prefix, or one destination)."""
 
+    __hash__ = object.__hash__  # that of Enum is written in Python, and these are keys of the tables below
+
     IPV4_FIRST = "ipv4-first"
     NAT64_STICKY = "nat64-sticky"
 
 
 class Phase(Enum):
     """Where one connection stands; see the module's table."""
+
+    __hash__ = object.__hash__
 
     ONLY_IPV4 = auto()
     IPV4_FIRST = auto()
@@ -60,6 +65,8 @@ class Event(Enum):
 
     NAT64_TIMED_OUT: nothing was heard, or the attempt could not begin.
     """
+
+    __hash__ = object.__hash__
 
     IPV4_CONNECTED = auto()
     IPV4_UNREACHABLE = auto()
@@ -94,25 +101,25 @@ class Transition:
     because: str | None = None
 
 
-_STICKY = ScopeState.NAT64_STICKY
-_DISABLED = ScopeState.IPV4_FIRST
+_STICKY: Final = ScopeState.NAT64_STICKY
+_DISABLED: Final = ScopeState.IPV4_FIRST
 
-_RELAY_IPV4 = Transition(Phase.DONE, Action.RELAY_IPV4)
-_RELAY_NAT64 = Transition(Phase.DONE, Action.RELAY_NAT64, _STICKY)
-_REFUSE = Transition(Phase.DONE, Action.REFUSE)
-_REFUSE_STICKY = Transition(Phase.DONE, Action.REFUSE, _STICKY)
-_REFUSE_DISABLED = Transition(Phase.DONE, Action.REFUSE, _DISABLED)
+_RELAY_IPV4: Final = Transition(Phase.DONE, Action.RELAY_IPV4)
+_RELAY_NAT64: Final = Transition(Phase.DONE, Action.RELAY_NAT64, _STICKY)
+_REFUSE: Final = Transition(Phase.DONE, Action.REFUSE)
+_REFUSE_STICKY: Final = Transition(Phase.DONE, Action.REFUSE, _STICKY)
+_REFUSE_DISABLED: Final = Transition(Phase.DONE, Action.REFUSE, _DISABLED)
 
-_NAT64_ANSWERS = {
+_NAT64_ANSWERS: Final = {
     Event.NAT64_CONNECTED: _RELAY_NAT64,
     Event.NAT64_REFUSED: _REFUSE_STICKY,
     Event.NAT64_FAILED: _REFUSE,
 }
-_IPV4_ANSWERS = {
+_IPV4_ANSWERS: Final = {
     Event.IPV4_CONNECTED: _RELAY_IPV4,
     Event.IPV4_FAILED: _REFUSE,
 }
-_IPV4_ALONE = _IPV4_ANSWERS | {Event.IPV4_UNREACHABLE: _REFUSE, Event.IPV4_TIMED_OUT: _REFUSE}
+_IPV4_ALONE: Final = _IPV4_ANSWERS | {Event.IPV4_UNREACHABLE: _REFUSE, Event.IPV4_TIMED_OUT: _REFUSE}
 
 TRANSITIONS: dict[Phase, dict[Event, Transition]] = {
     Phase.ONLY_IPV4: _IPV4_ALONE,
@@ -145,8 +152,8 @@ TRANSITIONS: dict[Phase, dict[Event, Transition]] = {
     Phase.DONE: {},
 }
 
-_IPV4_EVENTS = frozenset(event for event in Event if event.name.startswith("IPV4_"))
-_NAT64_EVENTS = frozenset(event for event in Event if event.name.startswith("NAT64_"))
+_IPV4_EVENTS: Final = frozenset(event for event in Event if event.name.startswith("IPV4_"))
+_NAT64_EVENTS: Final = frozenset(event for event in Event if event.name.startswith("NAT64_"))
 
 IMPOSSIBLE: dict[Phase, dict[str, frozenset[Event]]] = {
     Phase.ONLY_IPV4: {
@@ -170,22 +177,22 @@ IMPOSSIBLE: dict[Phase, dict[str, frozenset[Event]]] = {
     Phase.DONE: {"every attempt has ended": frozenset(Event)},
 }
 
-_NAT64 = Way.NAT64
-_BEGIN_ONLY_IPV4 = Transition(Phase.ONLY_IPV4, Action.DIAL_IPV4)
-_BEGIN = {
+_NAT64: Final = Way.NAT64
+_BEGIN_ONLY_IPV4: Final = Transition(Phase.ONLY_IPV4, Action.DIAL_IPV4)
+_BEGIN: Final = {
     ScopeState.IPV4_FIRST: Transition(Phase.IPV4_FIRST, Action.DIAL_IPV4, because="IPv4 first"),
     ScopeState.NAT64_STICKY: Transition(Phase.NAT64_FIRST, Action.DIAL_NAT64, because="NAT64 sticky"),
 }
 
-_ANSWERED = frozenset({errno.ECONNREFUSED, errno.ECONNRESET})
+_ANSWERED: Final = frozenset({errno.ECONNREFUSED, errno.ECONNRESET})
 """The second: connected, and reset before anybody looked (net/ipv4/tcp_input.c, tcp_reset)."""
 
-_SILENT = frozenset({errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_SILENT: Final = frozenset({errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 """Nothing is learned of the way, and an IPv4 attempt that is pending may still succeed: all but the first are
 this host's own want of descriptors or memory (socket(2))."""
 
-_NAT64_CONNECTED = Event.NAT64_CONNECTED
-UNREACHABLE = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH})
+_NAT64_CONNECTED: Final = Event.NAT64_CONNECTED
+UNREACHABLE: Final = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH})
 
 
 def begin(way: Way, scope: ScopeState) -> Transition:

@@ -11,10 +11,13 @@ import struct
 from _socket import socket as RawSocket
 from collections.abc import Callable
 from errno import EACCES, EPERM
+from typing import Final
 
 from tnat64d.errors import PrivilegeError
 
-SO_ORIGINAL_DST = 80
+_SOL_IP: Final = int(socket.SOL_IP)
+
+SO_ORIGINAL_DST: Final = 80
 """linux/netfilter_ipv4.h; level SOL_IP, a struct sockaddr_in."""
 
 IP_TRANSPARENT = 19
@@ -33,7 +36,7 @@ def redirected(sock: RawSocket) -> bytes | None:
     A connection that nobody redirected gives the listener's own address (or None): the caller refuses both.
     """
     try:
-        return sock.getsockopt(socket.SOL_IP, SO_ORIGINAL_DST, 16)
+        return sock.getsockopt(_SOL_IP, SO_ORIGINAL_DST, 16)
     except OSError:
         return None
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Hashable
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
-CLOCK_ERROR_S = 1e-6
+CLOCK_ERROR_S: Final = 1e-6
 """A timer fires when the loop's clock shows its time; sums of floats differ from that in their last bits."""
 
 Item = TypeVar("Item", bound=Hashable)
@@ -26,6 +26,7 @@ class Deadlines(Generic[Item]):
 
     def __init__(self, loop: asyncio.AbstractEventLoop, delay_s: float, due: Callable[[Item], None]) -> None:
         self._loop = loop
+        self._time = loop.time
         self._delay_s = delay_s
         self._rest_s = delay_s / 16
         self._due = due
@@ -36,7 +37,7 @@ class Deadlines(Generic[Item]):
         """`item` is due after the delay, counted from now; it must not be pending already."""
         if self._delay_s <= 0:
             return
-        self._pending[item] = self._loop.time() + self._delay_s
+        self._pending[item] = self._time() + self._delay_s
         if self._timer is None:
             self._timer = self._loop.call_later(self._delay_s, self._fire)
 
@@ -54,7 +55,7 @@ class Deadlines(Generic[Item]):
         if delay_s <= 0:
             self.cancel()
             return
-        latest = self._loop.time() + delay_s
+        latest = self._time() + delay_s
         self._pending = {item: min(deadline, latest) for item, deadline in self._pending.items()}
         if self._timer is not None:
             self._timer.cancel()
@@ -69,7 +70,7 @@ class Deadlines(Generic[Item]):
 
     def _fire(self) -> None:
         # `_timer` stays set until the end: what starts while another is due must not set a later one of its own.
-        now = self._loop.time() + CLOCK_ERROR_S
+        now = self._time() + CLOCK_ERROR_S
         due = []
         for item, deadline in self._pending.items():
             if deadline > now:

@@ -13,6 +13,7 @@ import socket
 from _socket import socket as RawSocket
 from dataclasses import dataclass
 from select import EPOLLERR, EPOLLHUP
+from typing import Final
 
 from tnat64d.core import policy
 from tnat64d.core.policy import Action, ScopeState, StickyMemory
@@ -27,17 +28,26 @@ SETTLE_S = 1.0
 """Most connections are over by then; what only a longer life needs (keepalive, a watch on a client that
 waits) is not paid for before."""
 
-_IN_PROGRESS = errno.EINPROGRESS
+# Plain integers of this module's own: members of enums and names of other modules are looked up at each use.
+_AF_INET: Final = int(socket.AF_INET)
+_AF_INET6: Final = int(socket.AF_INET6)
+_STREAM: Final = int(socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+_TCP: Final = int(socket.IPPROTO_TCP)
+_LOST: Final = EPOLLERR | EPOLLHUP
+_IN_PROGRESS: Final = errno.EINPROGRESS
 # An enum's member costs 0.1 us to look up (Python 3.11, enum.property.__get__), and these are looked up often.
-_DONE = policy.Phase.DONE
-_FALLING_BACK = policy.Phase.IPV4_FIRST
-_RELAY_NAT64, _RELAY_IPV4 = Action.RELAY_NAT64, Action.RELAY_IPV4
-_DIAL_NAT64, _REFUSE, _WAIT = Action.DIAL_NAT64, Action.REFUSE, Action.WAIT
+_DONE: Final = policy.Phase.DONE
+_FALLING_BACK: Final = policy.Phase.IPV4_FIRST
+_RELAY_NAT64: Final = Action.RELAY_NAT64
+_RELAY_IPV4: Final = Action.RELAY_IPV4
+_DIAL_NAT64: Final = Action.DIAL_NAT64
+_REFUSE: Final = Action.REFUSE
+_WAIT: Final = Action.WAIT
 
-EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 """This process or the system has no room for a socket."""
 
-KEEPALIVE_PROBES = 5
+KEEPALIVE_PROBES: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +74,7 @@ class Attempt:
     def ready(self, mask: int) -> None:
         """See `reactor.Watcher`."""
         error = 0
-        if mask & (EPOLLERR | EPOLLHUP):
+        if mask & _LOST:
             error = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) or errno.ECONNABORTED
         self.dial.ended(self, error, mask)
 
@@ -227,7 +237,7 @@ class AcceptedDial(Dial):
     def ready(self, mask: int) -> None:
         """See `reactor.Watcher`. A FIN alone does not mean that the client gave up: it may still read."""
         self.client_mask = mask
-        if mask & (EPOLLERR | EPOLLHUP):
+        if mask & _LOST:
             self.connection.client_gone = True
             self.refuse()
 
@@ -318,8 +328,7 @@ class Dialer:
 
     def socket(self, is_nat64: bool) -> RawSocket:
         """A non-blocking socket to dial with. Raises OSError (EMFILE and the like)."""
-        family = socket.AF_INET6 if is_nat64 else socket.AF_INET
-        sock = RawSocket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, socket.IPPROTO_TCP)
+        sock = RawSocket(_AF_INET6 if is_nat64 else _AF_INET, _STREAM, _TCP)
         if not is_nat64:
             # Rule 32768 of core.ruleset; without it the attempt would be captured like any other.
             set_mark(sock, self._settings.mark)

@@ -11,6 +11,7 @@ import asyncio
 import socket
 from _socket import socket as RawSocket
 from select import EPOLLIN
+from typing import Final
 
 from tnat64d.kernel.original_dst import DestinationOf
 from tnat64d.proxy.connection import Connection, Observer
@@ -21,8 +22,12 @@ from tnat64d.proxy.relay import reset
 from tnat64d.proxy.sources import SourceLimit
 from tnat64d.proxy.syn_gate import SynGate
 
-ACCEPTS_PER_TURN = 64
-EVERYBODY = 1 << 20
+_AF_INET: Final = int(socket.AF_INET)
+_STREAM: Final = int(socket.SOCK_STREAM)
+_TCP: Final = int(socket.IPPROTO_TCP)
+
+ACCEPTS_PER_TURN: Final = 64
+EVERYBODY: Final = 1 << 20
 PAUSE_S = 1.0
 """How long accepting rests when the kernel has no descriptors left; connections wait in the backlog."""
 
@@ -115,7 +120,7 @@ class Listener:
                     self.pause()
                     return
                 continue  # accept(2): errors of the connection that was to be accepted
-            self._welcome(RawSocket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, fd), client)
+            self._welcome(RawSocket(_AF_INET, _STREAM, _TCP, fd), client)
             if self._resume_timer is not None:
                 return  # there was no descriptor left to dial with
 

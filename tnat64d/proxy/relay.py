@@ -33,26 +33,34 @@ import struct
 from _socket import socket as RawSocket
 from collections.abc import Callable
 from select import EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP
+from typing import Final
 
 from tnat64d.proxy.pipes import PIPE_SIZE_BYTES, Pipe, PipePool
 from tnat64d.proxy.reactor import Reactor
 
-READ_SIZE_BYTES = 64 * 1024
+READ_SIZE_BYTES: Final = 64 * 1024
 FULL_READS = 2
-SPLICE_WORTH_BYTES = 16 * 1024
+SPLICE_WORTH_BYTES: Final = 16 * 1024
 """A piece smaller than this is cheaper to copy than to pass through a pipe."""
 
 TURN_READS = 16
 """Reads, of a full buffer or a full pipe each, that a direction may make before others have their turn."""
 
-READS = EPOLLIN | EPOLLRDHUP | EPOLLPRI | EPOLLET
-READS_AND_WRITES = READS | EPOLLOUT
+READS: Final = EPOLLIN | EPOLLRDHUP | EPOLLPRI | EPOLLET
+READS_AND_WRITES: Final = READS | EPOLLOUT
 
-_ARRIVED = EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLPRI  # EPOLLPRI alone: an urgent byte and nothing else
-_RARE = EPOLLERR | EPOLLPRI | EPOLLRDHUP | EPOLLHUP
-_DONTWAIT = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
-_SPLICE = os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE
-_LINGER_RESET = struct.pack("ii", 1, 0)
+# Names of this module's own that are final: mypyc looks up any other at each use.
+_IN: Final = EPOLLIN
+_OUT: Final = EPOLLOUT
+_ERR: Final = EPOLLERR
+_PRI: Final = EPOLLPRI
+_HUP: Final = EPOLLRDHUP | EPOLLHUP
+_SHUT_WR: Final = socket.SHUT_WR
+_ARRIVED: Final = EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLPRI  # EPOLLPRI alone: an urgent byte and nothing else
+_RARE: Final = EPOLLERR | EPOLLPRI | EPOLLRDHUP | EPOLLHUP
+_DONTWAIT: Final = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+_SPLICE: Final = os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE
+_LINGER_RESET: Final = struct.pack("ii", 1, 0)
 
 
 def reset(sock: RawSocket) -> None:
@@ -107,17 +115,17 @@ class End:
         if self.closed:
             return
         if mask & _RARE:
-            if mask & EPOLLERR:
+            if mask & _ERR:
                 self._pass_on_last_words()
                 self.relay.abort()
                 return
-            if mask & EPOLLPRI and not self.urgent:
+            if mask & _PRI and not self.urgent:
                 self._expect_marks()
-            if mask & (EPOLLRDHUP | EPOLLHUP):
+            if mask & _HUP:
                 self.fin_reported = True
         if mask & _ARRIVED and not self.finished:
             self.pump()
-        if mask & EPOLLOUT and not self.closed:
+        if mask & _OUT and not self.closed:
             peer = self.peer
             if peer.unsent is not None or peer.pipe is not None:
                 peer.pump()
@@ -275,7 +283,7 @@ class End:
 
     def watch_for_writing(self) -> None:
         """Be told when this socket takes bytes again; costs a system call only the first time."""
-        if not self.watched & EPOLLOUT:
+        if not self.watched & _OUT:
             self.watched = READS_AND_WRITES
             self.relay.reactor.change(self.fd, READS_AND_WRITES)
 
@@ -323,14 +331,14 @@ class Relay:
         if client_mask is not None:
             reactor.hand_over(client.fd, client)
             client.may_delay = True
-            client.ready(client_mask | EPOLLIN)
+            client.ready(client_mask | _IN)
         else:
             # Read before watching: what is there already then needs no event of its own.
             client.pump()
             client.may_delay = True
             if not self.closed:
                 reactor.watch(client.fd, client.watched, client)
-        if upstream_mask & ~EPOLLOUT:
+        if upstream_mask & ~_OUT:
             upstream.ready(upstream_mask)
 
     def finish(self, end: End) -> None:
@@ -341,7 +349,7 @@ class Relay:
             self._close()
         else:
             try:
-                peer.sock.shutdown(socket.SHUT_WR)
+                peer.sock.shutdown(_SHUT_WR)
             except OSError:
                 self.abort()
 
