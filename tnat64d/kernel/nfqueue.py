@@ -14,7 +14,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from tnat64d.core.ruleset import Mark
 from tnat64d.errors import PrivilegeError, Tnat64Error, UnavailableError
@@ -54,18 +54,26 @@ _COPIED_BYTES = 128
 _SO_RCVBUFFORCE = 33
 _RECEIVE_BUFFER_BYTES = 4 << 20
 _MESSAGE_BYTES = 4096
-_FIRST_ATTRIBUTE = 20
+_SECOND_ATTRIBUTE = 32
+_BEGINNING = struct.Struct("!18xH4xI")
 _ATTRIBUTE = struct.Struct("=HH")
 _INTEGER = struct.Struct("!I")
 _TWO_INTEGERS = struct.Struct("!II")
 _IP = struct.Struct("!BxHxxxxxxxx4s4s")
 _TCP = struct.Struct("!HHI4xBB")
-_ACK, _SYN, _RST, _FIN = 0x10, 0x02, 0x04, 0x01
+_SYN, _FLAGS = 0x02, 0x17  # of these: SYN, ACK, RST, FIN
+_inet_ntoa = socket.inet_ntoa
+
+_VERDICT_BODY = attribute(_NFQA_VERDICT_HDR, bytes(_TWO_INTEGERS.size))
+_MARK_ATTRIBUTE = number(_NFQA_MARK, 0)
+_MARKING_BODY = _VERDICT_BODY + _MARK_ATTRIBUTE
+_BEFORE_VERDICT_BYTES = len(_VERDICT_BODY) - _TWO_INTEGERS.size
+_MARK_HEADER = _MARK_ATTRIBUTE[:-4]
+_VERDICT_AND_MARK = struct.Struct("!II4sI")
 
 
-@dataclass(frozen=True, slots=True)
-class Syn:
-    """A packet that waits for its verdict.
+class Syn(NamedTuple):
+    """A packet that waits for its verdict. A tuple, as it takes a third of the time to make, for each connection.
 
     `quote`: its IP header and the eight bytes after that, as an ICMP error shows them. `sequence`: the initial
     sequence number. `in_device`, `out_device`: interface indexes, 0 for none: a host's own program has no
@@ -96,7 +104,8 @@ class SynQueue:
         self._socket = _netlink_socket()
         try:
             self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER_BYTES)
-            self._verdict_to = {queue: _without_verdict(queue) for queue in numbers}
+            self._verdict_to = {queue: _before_verdict(queue, _VERDICT_BODY) for queue in numbers}
+            self._marking_verdict_to = {queue: _before_verdict(queue, _MARKING_BODY) for queue in numbers}
             for queue in numbers:
                 self._bind(queue, room)
             self._socket.setblocking(False)
@@ -132,9 +141,8 @@ class SynQueue:
         if mark is None or syn.mark & mark.mask:
             self._give(syn.queue, syn.packet, _NF_ACCEPT)
         else:
-            body = attribute(_NFQA_VERDICT_HDR, _TWO_INTEGERS.pack(_NF_ACCEPT, syn.packet))
-            body += number(_NFQA_MARK, syn.mark | mark.value)
-            self._send(frame(_VERDICT, _NLM_F_REQUEST, 0, body, syn.queue))
+            verdict = _VERDICT_AND_MARK.pack(_NF_ACCEPT, syn.packet, _MARK_HEADER, syn.mark | mark.value)
+            self._send(self._marking_verdict_to[syn.queue] + verdict)
 
     def drop(self, syn: Syn) -> None:
         """Let it have never been."""
@@ -150,36 +158,41 @@ class SynQueue:
             pass  # no memory in the kernel: the client's next SYN asks again
 
     def _parse(self, message: bytes) -> Syn | None:
-        queue = int.from_bytes(message[18:20])
-        packet = in_device = out_device = mark = 0
-        payload = b""
-        offset, end = _FIRST_ATTRIBUTE, len(message)
+        # The packet's number comes first, the packet itself last (nfqnl_build_packet_message).
+        queue, packet = _BEGINNING.unpack_from(message)
+        in_device = out_device = mark = 0
+        offset, end = _SECOND_ATTRIBUTE, len(message)
         while offset + 4 <= end:
             length, kind = _ATTRIBUTE.unpack_from(message, offset)
-            if kind == _NFQA_PACKET_HDR:
-                (packet,) = _INTEGER.unpack_from(message, offset + 4)
-            elif kind == _NFQA_MARK:
+            if kind == _NFQA_PAYLOAD:
+                break
+            if kind == _NFQA_MARK:
                 (mark,) = _INTEGER.unpack_from(message, offset + 4)
             elif kind == _NFQA_IFINDEX_INDEV:
                 (in_device,) = _INTEGER.unpack_from(message, offset + 4)
             elif kind == _NFQA_IFINDEX_OUTDEV:
                 (out_device,) = _INTEGER.unpack_from(message, offset + 4)
-            elif kind == _NFQA_PAYLOAD:
-                payload = message[offset + 4 : offset + length]
-                break  # it comes last (nfqnl_build_packet_message)
             offset += (length + 3) & ~3
+        ip = offset + 4
         try:
-            version, size_bytes, source, target = _IP.unpack_from(payload)
+            version, size_bytes, source, target = _IP.unpack_from(message, ip)
             ip_bytes = (version & 0xF) << 2
-            source_port, port, sequence, data_offset, flags = _TCP.unpack_from(payload, ip_bytes)
+            source_port, port, sequence, data_offset, flags = _TCP.unpack_from(message, ip + ip_bytes)
         except struct.error:
             self._give(queue, packet, _NF_ACCEPT)
             return None
-        is_bare = flags & (_SYN | _ACK | _RST | _FIN) == _SYN and size_bytes == ip_bytes + (data_offset >> 4 << 2)
-        client = (socket.inet_ntoa(source), source_port)
-        destination = (socket.inet_ntoa(target), port)
-        quote = payload[: ip_bytes + 8]
-        return Syn(queue, packet, client, destination, sequence, quote, in_device, out_device, mark, is_bare)
+        return Syn(
+            queue,
+            packet,
+            (_inet_ntoa(source), source_port),
+            (_inet_ntoa(target), port),
+            sequence,
+            message[ip : ip + ip_bytes + 8],
+            in_device,
+            out_device,
+            mark,
+            flags & _FLAGS == _SYN and size_bytes == ip_bytes + (data_offset >> 4 << 2),
+        )
 
     def _bind(self, queue: int, room: int) -> None:
         command = attribute(_CFG_CMD, struct.pack("!BBH", _CMD_BIND, 0, socket.AF_INET))
@@ -250,10 +263,9 @@ def _taken(queue: int) -> Tnat64Error:
     )
 
 
-def _without_verdict(queue: int) -> bytes:
-    """The message that gives a verdict in `queue`, up to the verdict and the number of the packet."""
-    body = attribute(_NFQA_VERDICT_HDR, bytes(_TWO_INTEGERS.size))
-    return frame(_VERDICT, _NLM_F_REQUEST, 0, body, queue)[: -_TWO_INTEGERS.size]
+def _before_verdict(queue: int, body: bytes) -> bytes:
+    """A message with `body` that gives a verdict in `queue`, up to the verdict itself."""
+    return frame(_VERDICT, _NLM_F_REQUEST, 0, body, queue)[: _BEFORE_VERDICT_BYTES - len(body)]
 
 
 def require() -> None:

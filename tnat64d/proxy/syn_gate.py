@@ -24,6 +24,7 @@ import asyncio
 import errno
 from _socket import socket as RawSocket
 from select import EPOLLIN
+from typing import Final
 
 from tnat64d.core import policy
 from tnat64d.core.ruleset import Mark
@@ -38,16 +39,16 @@ from tnat64d.proxy.dialer import EXHAUSTED, Dial, Dialer
 from tnat64d.proxy.reactor import Reactor
 from tnat64d.proxy.sources import SourceLimit
 
-MAX_HELD = 4096
+MAX_HELD: Final = 4096
 """SYNs that one worker holds."""
 
-QUEUE_ROOM = 2 * MAX_HELD
+QUEUE_ROOM: Final = 2 * MAX_HELD
 """What one queue takes beyond its reader."""
 
 HANDSHAKE_S = 10.0
 """How long a connected upstream waits for its client to be accepted: SYN-ACKs are sent again after 1, 3, 7 s."""
 
-SILENCE_S = 4.0
+SILENCE_S: Final = 4.0
 """A client behind a gateway sends its SYN again after 1 s, older systems after 3 s (RFC 6298), then after twice as
 long each time."""
 
@@ -57,12 +58,13 @@ _Key = tuple[Destination, Destination]
 class HeldDial(Dial):
     """Who waits is a program in connect(), whose SYN is held."""
 
-    __slots__ = ("gate", "seen_at", "syn")
+    __slots__ = ("gate", "key", "seen_at", "syn")
 
-    def __init__(self, gate: SynGate, dialer: Dialer, connection: Connection, syn: Syn) -> None:
+    def __init__(self, gate: SynGate, dialer: Dialer, connection: Connection, syn: Syn, key: _Key) -> None:
         super().__init__(dialer, connection)
         self.gate = gate
         self.syn = syn
+        self.key = key
         self.seen_at = connection.since
 
     def settle(self) -> None:
@@ -90,10 +92,11 @@ class HeldDial(Dial):
 class Upstream:
     """A connected socket that waits for its client; remembers what is reported of it meanwhile."""
 
-    __slots__ = ("connection", "gate", "mask", "sequence", "sock")
+    __slots__ = ("connection", "gate", "mask", "pair", "sequence", "sock")
 
     def __init__(self, gate: SynGate, dial: HeldDial, sock: RawSocket, mask: int) -> None:
         self.gate = gate
+        self.pair = (dial.syn.client[0], dial.syn.destination)
         self.connection = dial.connection
         self.sequence = dial.syn.sequence
         self.sock = sock
@@ -219,9 +222,12 @@ class SynGate:
     def let_go(self, dial: HeldDial, sock: RawSocket, mask: int) -> None:
         """`dial` has connected `sock`."""
         syn = dial.syn
-        del self._held[syn.client, syn.destination]
+        del self._held[dial.key]
         upstream = Upstream(self, dial, sock, mask)
-        self._waiting.setdefault((syn.client[0], syn.destination), {})[syn.client[1]] = upstream
+        upstreams = self._waiting.get(upstream.pair)
+        if upstreams is None:
+            upstreams = self._waiting[upstream.pair] = {}
+        upstreams[syn.client[1]] = upstream
         self._waiting_count += 1
         self._reactor.hand_over(sock.fileno(), upstream)
         self._handshakes.start(upstream)
@@ -231,7 +237,7 @@ class SynGate:
     def refuse(self, dial: HeldDial) -> None:
         """`dial` has failed."""
         syn, connection = dial.syn, dial.connection
-        del self._held[syn.client, syn.destination]
+        del self._held[dial.key]
         code = errno.ECONNREFUSED  # this daemon's own answer, if it ended the dial
         if dial.phase is policy.Phase.DONE:
             code = policy.outcome(connection.ipv4_error, connection.nat64_error)
@@ -246,7 +252,8 @@ class SynGate:
         if not syn.is_bare or syn.client in self._dialer.sources:  # the latter is for the listener to reset
             self._queue.accept(syn)
             return
-        held = self._held.get((syn.client, syn.destination))
+        key = (syn.client, syn.destination)
+        held = self._held.get(key)
         if held is not None:
             if held.syn.sequence == syn.sequence:
                 held.seen_at = self._loop.time()
@@ -266,7 +273,7 @@ class SynGate:
             self._observer.not_held()
             self._queue.accept(syn)
         elif self._is_admitted(syn):
-            self._hold(syn, target)
+            self._hold(syn, target, key)
         else:
             self._observer.over_limit(syn.client)
             self._reset(syn)
@@ -286,11 +293,11 @@ class SynGate:
             or self._dialer.active + self._waiting_count >= self._max_connections
         )
 
-    def _hold(self, syn: Syn, target: Target) -> None:
+    def _hold(self, syn: Syn, target: Target, key: _Key) -> None:
         connection = Connection(syn.client, target, self._loop.time())
         connection.admitted = bool(syn.in_device)
-        dial = HeldDial(self, self._dialer, connection, syn)
-        self._held[syn.client, syn.destination] = dial
+        dial = HeldDial(self, self._dialer, connection, syn, key)
+        self._held[key] = dial
         self._observer.held()
         self._dialer.run(dial)
 
@@ -312,11 +319,9 @@ class SynGate:
         self._observer.unclaimed(upstream.connection)
 
     def _forget(self, upstream: Upstream) -> None:
-        connection = upstream.connection
-        pair = (connection.client[0], connection.target.destination)
-        upstreams = self._waiting[pair]
-        del upstreams[connection.client[1]]
+        upstreams = self._waiting[upstream.pair]
+        del upstreams[upstream.connection.client[1]]
         if not upstreams:
-            del self._waiting[pair]
+            del self._waiting[upstream.pair]
         self._waiting_count -= 1
         self._handshakes.stop(upstream)
