@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
@@ -55,8 +55,11 @@ def connect_error(sock: socket.socket, within_s: float = 5.0) -> int | None:
 
 
 def read_one(queue: SynQueue) -> Syn:
-    assert select.select([queue], [], [], 5)[0]
-    (syn,) = queue.read()
+    syns: list[Syn] = []
+    while not syns:  # what the kernel says of a verdict is no packet
+        assert select.select([queue], [], [], 5)[0]
+        syns = list(queue.read())
+    (syn,) = syns
     return syn
 
 
@@ -80,6 +83,8 @@ def test_an_accepted_syn_goes_on_through_the_rules_that_follow(queueing: Namespa
         listener.listen()
         assert connect_error(client, 0.1) is None
         queue.accept(read_one(queue))
+        assert connect_error(client, 0.1) is None, "its verdict was not sent yet"
+        queue.send()
         assert connect_error(client) == 0
     queue.close()
 
@@ -98,6 +103,7 @@ def test_an_accepted_syn_is_marked_unless_somebody_else_has(queueing: Namespace,
         syn = read_one(queue)
         assert syn.mark == mark
         queue.accept(syn, Mark(0x20000000, 0xF0000000))
+        queue.send()
         assert connect_error(client) == 0
     queue.close()
 
@@ -107,9 +113,28 @@ def test_a_dropped_syn_was_never_there_and_the_next_one_comes(queueing: Namespac
     with connecting(queueing):
         first = read_one(queue)
         queue.drop(first)
+        queue.send()
         again = read_one(queue)
         assert (again.client, again.sequence) == (first.client, first.sequence)
         assert again.packet != first.packet
+    queue.close()
+
+
+def test_verdicts_that_are_sent_together_are_each_heard(queueing: Namespace) -> None:
+    queue = queueing.call(SynQueue, [QUEUE], 10)
+    with queueing.socket() as listener, ExitStack() as stack:
+        listener.bind(("127.0.0.1", 5000))
+        listener.listen()
+        clients, syns = [], []
+        for _ in range(4):
+            clients.append(stack.enter_context(connecting(queueing)))
+            syns.append(read_one(queue))
+        queue.drop(syns[1])
+        for syn in syns:
+            queue.accept(syn, Mark(0x20000000, 0xF0000000) if syn is syns[2] else None)
+        queue.send()  # for the second a verdict of which the kernel knows nothing any more, amid the others
+        assert [connect_error(clients[number]) for number in (0, 2, 3)] == [0, 0, 0]
+        assert read_one(queue).client == syns[1].client
     queue.close()
 
 

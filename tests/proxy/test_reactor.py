@@ -244,6 +244,33 @@ async def test_a_bug_reaches_its_own_watcher_only(
     assert victims[0].fileno() == -1, "the turn is over"
 
 
+async def test_what_shall_be_done_late_is_done_once_when_all_have_been_told(
+    reactor: CountedReactor, pairs: Pairs
+) -> None:
+    told: list[str] = []
+
+    def asks_for(name: str) -> Callable[[], None]:
+        def ask() -> None:
+            told.append(name)
+            reactor.late(lambda: told.append(f"late {name}"))
+
+        return ask
+
+    for name in ("one", "two"):
+        far, near = pairs.make()
+        far.send(b"x")
+        reactor.watch(near.fileno(), EPOLLIN | EPOLLET, Recorder(asks_for(name)))
+    await until(lambda: len(told) == 4)
+    assert sorted(told[:2]) == ["one", "two"]
+    assert told[2:] == [f"late {name}" for name in told[:2]]
+
+
+async def test_what_shall_be_done_late_is_done_at_once_between_turns(reactor: CountedReactor) -> None:
+    told: list[str] = []
+    reactor.late(lambda: told.append("now"))
+    assert told == ["now"]
+
+
 async def test_after_the_end_of_nesting_nobody_is_told_anything(pairs: Pairs) -> None:
     reactor = Reactor()
     reactor.nest(asyncio.get_running_loop())

@@ -93,7 +93,7 @@ class Syn(NamedTuple):
 
 
 class SynQueue:
-    """Some queues, read by one socket."""
+    """Some queues, read by one socket. Verdicts are collected until `send`."""
 
     def __init__(self, numbers: Sequence[int], room: int) -> None:
         """Bind the queues `numbers`, each for `room` packets; what comes when one is full passes.
@@ -102,6 +102,7 @@ class SynQueue:
         where another program has one of them.
         """
         self._socket = _netlink_socket()
+        self._verdicts: list[bytes] = []
         try:
             self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER_BYTES)
             self._verdict_to = {queue: _before_verdict(queue, _VERDICT_BODY) for queue in numbers}
@@ -109,6 +110,7 @@ class SynQueue:
             for queue in numbers:
                 self._bind(queue, room)
             self._socket.setblocking(False)
+            self.send()
         except BaseException:
             self._socket.close()
             raise
@@ -119,6 +121,7 @@ class SynQueue:
 
     def close(self) -> None:
         """Drop the packets without a verdict; those that come now pass."""
+        self.send()
         self._socket.close()
 
     def read(self) -> Iterator[Syn]:
@@ -137,23 +140,27 @@ class SynQueue:
                     yield syn
 
     def accept(self, syn: Syn, mark: Mark | None = None) -> None:
-        """Let it go on its way, with `mark` unless somebody has marked it under that mask."""
+        """Let it go on its way after `send`, with `mark` unless somebody has marked it under that mask."""
         if mark is None or syn.mark & mark.mask:
             self._give(syn.queue, syn.packet, _NF_ACCEPT)
         else:
             verdict = _VERDICT_AND_MARK.pack(_NF_ACCEPT, syn.packet, _MARK_HEADER, syn.mark | mark.value)
-            self._send(self._marking_verdict_to[syn.queue] + verdict)
+            self._verdicts.append(self._marking_verdict_to[syn.queue] + verdict)
 
     def drop(self, syn: Syn) -> None:
-        """Let it have never been."""
+        """Let it have never been, after `send`."""
         self._give(syn.queue, syn.packet, _NF_DROP)
 
     def _give(self, queue: int, packet: int, verdict: int) -> None:
-        self._send(self._verdict_to[queue] + _TWO_INTEGERS.pack(verdict, packet))
+        self._verdicts.append(self._verdict_to[queue] + _TWO_INTEGERS.pack(verdict, packet))
 
-    def _send(self, verdict: bytes) -> None:
+    def send(self) -> None:
+        """Tell the kernel the verdicts since the last time, in one call; it takes them one by one."""
+        if not self._verdicts:
+            return
+        verdicts, self._verdicts = b"".join(self._verdicts), []
         try:
-            self._socket.send(verdict)
+            self._socket.send(verdicts)
         except OSError:
             pass  # no memory in the kernel: the client's next SYN asks again
 

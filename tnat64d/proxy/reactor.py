@@ -17,6 +17,7 @@ import logging
 import select
 import time
 from _socket import socket as RawSocket
+from collections.abc import Callable
 from typing import Protocol
 
 _log = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ class Reactor:
         self._epoll = select.epoll()
         self._watchers: dict[int, Watcher] = {}
         self._closing: list[RawSocket] = []
+        self._late: list[Callable[[], None]] = []
         self._again: dict[Watcher, None] = {}  # a set that keeps the order
         self._in_turn = False
         self._interrupted = False
@@ -100,6 +102,13 @@ class Reactor:
         else:
             sock.close()
 
+    def late(self, call: Callable[[], None]) -> None:
+        """Call `call` when this turn is over; at once if none is under way."""
+        if self._in_turn:
+            self._late.append(call)
+        else:
+            call()
+
     def again(self, watcher: Watcher) -> None:
         """Tell `watcher` EPOLLIN in the next turn, once: it stopped for fairness, not for want of data."""
         if not self._again and self._loop is not None:
@@ -139,6 +148,10 @@ class Reactor:
         if again:
             self._tell_again(again)
         self._in_turn = False
+        if self._late:
+            late, self._late = self._late, []
+            for call in late:
+                call()
         if self._closing:
             for sock in self._closing:
                 sock.close()

@@ -152,6 +152,7 @@ class SynGate:
         self._resting = False
         self._turns_away = False
         self._stopped = False
+        self._sends_soon = False
         self._handshakes = Deadlines[Upstream](loop, HANDSHAKE_S, self._close)
 
     def start(self) -> None:
@@ -191,6 +192,7 @@ class SynGate:
         """See `reactor.Watcher`."""
         for syn in self._queue.read():
             self._receive(syn)
+        self._send_soon()  # also for what passed unread
 
     def crashed(self) -> None:
         """See `reactor.Watcher`."""
@@ -231,7 +233,7 @@ class SynGate:
         self._waiting_count += 1
         self._reactor.hand_over(sock.fileno(), upstream)
         self._handshakes.start(upstream)
-        self._queue.accept(syn, self._mark)
+        self._accept(syn, self._mark)
         self._observer.answered()
 
     def refuse(self, dial: HeldDial) -> None:
@@ -242,44 +244,62 @@ class SynGate:
         if dial.phase is policy.Phase.DONE:
             code = policy.outcome(connection.ipv4_error, connection.nat64_error)
         if code in EXHAUSTED and not connection.client_gone:
-            self._queue.accept(syn)
+            self._accept(syn)
             return
-        self._queue.drop(syn)
+        self._drop(syn)
         if not connection.client_gone and code != errno.ETIMEDOUT:
             self._refuser.send(syn, Refusal.of(code))
 
     def _receive(self, syn: Syn) -> None:
         if not syn.is_bare or syn.client in self._dialer.sources:  # the latter is for the listener to reset
-            self._queue.accept(syn)
+            self._accept(syn)
             return
         key = (syn.client, syn.destination)
         held = self._held.get(key)
         if held is not None:
             if held.syn.sequence == syn.sequence:
                 held.seen_at = self._loop.time()
-                self._queue.drop(held.syn)
+                self._drop(held.syn)
                 held.syn = syn
                 return
             held.give_up()
         elif self._is_answered(syn):
-            self._queue.accept(syn, self._mark)
+            self._accept(syn, self._mark)
             return
         target = self._destinations.resolve(syn.destination)
         if target is None:
-            self._queue.accept(syn)
+            self._accept(syn)
         elif self._turns_away:
             self._reset(syn)
         elif self._is_full():
             self._observer.not_held()
-            self._queue.accept(syn)
+            self._accept(syn)
         elif self._is_admitted(syn):
             self._hold(syn, target, key)
         else:
             self._observer.over_limit(syn.client)
             self._reset(syn)
 
-    def _reset(self, syn: Syn) -> None:
+    def _accept(self, syn: Syn, mark: Mark | None = None) -> None:
+        self._queue.accept(syn, mark)
+        self._send_soon()
+
+    def _drop(self, syn: Syn) -> None:
         self._queue.drop(syn)
+        self._send_soon()
+
+    def _send_soon(self) -> None:
+        """All verdicts of a turn go together: who waits in connect() is woken once for several."""
+        if not self._sends_soon:
+            self._sends_soon = True
+            self._reactor.late(self._send_verdicts)
+
+    def _send_verdicts(self) -> None:
+        self._sends_soon = False
+        self._queue.send()
+
+    def _reset(self, syn: Syn) -> None:
+        self._drop(syn)
         self._refuser.send(syn, Refusal.RESET)
 
     def _is_admitted(self, syn: Syn) -> bool:
