@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import itertools
+import platform
 import resource
 import shutil
 import subprocess
@@ -152,7 +153,7 @@ class Tnat64d(Peer):
 
     def version(self) -> str:
         """With what it runs on."""
-        return f"{tnat64d_package.__version__} with uvloop {metadata.version('uvloop')}"
+        return f"{tnat64d_package.__version__} with Python {platform.python_version()}"
 
     def settings(self, socket: Path) -> str:
         """The tnat64d.toml."""

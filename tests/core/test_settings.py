@@ -120,7 +120,7 @@ def test_the_bounds_of_a_range_belong_to_it(key: str, low: str, high: str) -> No
         ("proxy.idle_timeout_s = nan", "is nan, must be a number from 0 to 31536000"),
         ("proxy.idle_timeout_s = inf", "is inf, must be a number from 0 to 31536000"),
         ("proxy.fallback_delay_s = 0.01", "is 0.01, must be a number from 0.05 to 31536000"),
-        ('proxy.loop = "uvlop"', 'proxy.loop: is "uvlop", must be "uvloop" or "asyncio"'),
+        ('proxy.loop = "uvlop"', 'proxy.loop: is "uvlop", must be "asyncio" or "uvloop"'),
         ('proxy.connect = "slow"', 'proxy.connect: is "slow", must be "plain" or "honest"'),
         ('policy.sticky_scope = "host"', 'must be "global" or "prefix" or "destination"'),
         ("policy.sticky_scope = 1", 'is 1, must be "global" or "prefix" or "destination"'),

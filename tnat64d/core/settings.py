@@ -91,7 +91,10 @@ class Proxy:
 
     port: Annotated[_Port, "TCP port on which redirected connections are accepted."] = 6464
     workers: Annotated[_Workers, 'Worker processes; "auto" is one for each CPU the daemon may use.'] = "auto"
-    loop: Annotated[Literal["uvloop", "asyncio"], "Event loop of the workers."] = "uvloop"
+    loop: Annotated[
+        Literal["asyncio", "uvloop"],
+        "Event loop of the workers: asyncio's, which waits by the data plane's own epoll, or uvloop.",
+    ] = "asyncio"
     connect: Annotated[
         Literal["plain", "honest"],
         "When a program's connect() returns: at once, before the destination has answered, or with its answer.",
