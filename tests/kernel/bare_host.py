@@ -73,6 +73,17 @@ def standing(host: Namespace) -> dict[str, str]:
     return {command: _CHANGES_BY_ITSELF.sub("", host.run(command.split()).stdout) for command in commands}
 
 
+def listed(host: Namespace) -> str:
+    """Our table as nft(8) shows it, without who owns it."""
+    text = host.run(["nft", "--stateless", "list", "table", "ip", "tnat64d"]).stdout
+    return re.sub(r"(?<=\{) # progname .*|\tflags owner\n+", "", text)
+
+
+def tables(host: Namespace) -> list[str]:
+    """The tables of nf_tables, whoever made them."""
+    return host.run(["nft", "list", "tables"]).stdout.splitlines()
+
+
 def own_traces(host: Namespace) -> list[str]:
     """The lines of `standing` that are tnat64d's."""
     is_own = re.compile(

@@ -1,114 +1,28 @@
-"""The table of nf_tables: what netlink makes is what its text says, and it is nobody else's."""
+"""The life of the table of nf_tables: made, replaced, removed, and nobody else's."""
 
 from __future__ import annotations
 
-import re
 import signal
 import sys
-from ipaddress import IPv4Network
-from pathlib import Path
 
 import pytest
 
-from tests.kernel.bare_host import CONFIG, HONEST, PORT, honest_ruleset, ruleset, standing
+from tests.kernel.bare_host import honest_ruleset, listed, ruleset, standing, tables
 from tests.lab import Namespace
-from tnat64d.core.config import Network
-from tnat64d.core.ruleset import OWN_DEVICE, Match, Rule, Ruleset, Verdict, describe
-from tnat64d.core.scope import Place, Program, Scope
-from tnat64d.core.settings import Mode, Rules
+from tnat64d.core.ruleset import Match, Rule, Verdict
+from tnat64d.core.settings import Mode
 from tnat64d.errors import Tnat64Error
-from tnat64d.kernel.nftables import Nftables, OwnedTable, render
+from tnat64d.kernel.nftables import Nftables, OwnedTable
 
 pytestmark = pytest.mark.netns("nft", "iptables-nft", "iptables-legacy", "setpriv")
 
-NETWORK = Network.of(IPv4Network("203.0.113.0/24"))
-SCOPES = {
-    "everything": Scope(),
-    "users": Scope(programs=(Program(uid=1000), Program(uid=0)), not_programs=(Program(uid=65534),)),
-    "groups": Scope(programs=(Program(gid=1000),), not_programs=(Program(gid=100),)),
-    "places": Scope(
-        places=(Place(network=NETWORK, ports=(443, 443)), Place(ports=(8000, 8100))),
-        not_places=(Place(network=NETWORK), Place(ports=(22, 22))),
-    ),
-    "gateway": Scope(gateway=("docker0", "br-*"), places=(Place(ports=(80, 80)),)),
-}
 FOREIGN = "table ip theirs { chain output { type filter hook output priority 0; tcp dport 25 reject; }; }"
-
-
-def listed(host: Namespace) -> str:
-    """The table as nft(8) shows it, without who owns it."""
-    text = host.run(["nft", "--stateless", "list", "table", "ip", "tnat64d"]).stdout
-    return re.sub(r"(?<=\{) # progname .*|\tflags owner\n+", "", text)
-
-
-def tables(host: Namespace) -> list[str]:
-    return host.run(["nft", "list", "tables"]).stdout.splitlines()
-
-
-def scoped(mode: Mode, scope: Scope, device: str = "lo") -> Ruleset:
-    return describe(CONFIG, Rules(mode=mode), scope, PORT, device)
-
-
-def assert_netlink_makes_what_the_text_says(host: Namespace, wanted: Ruleset) -> None:
-    host.run(["nft", "-f", "-"], input=render(wanted))
-    expected = listed(host)
-    host.run(["nft", "delete", "table", "ip", "tnat64d"])
-    host.call(Nftables().install, wanted)
-    assert listed(host) == expected
-    host.call(Nftables().remove)
-    assert tables(host) == []
-
-
-@pytest.mark.parametrize("name", SCOPES)
-def test_what_netlink_makes_is_what_the_text_makes(host: Namespace, mode: Mode, name: str) -> None:
-    if mode is Mode.TPROXY and name == "gateway":
-        mode = Mode.REDIRECT
-    assert_netlink_makes_what_the_text_says(host, scoped(mode, SCOPES[name]))
-
-
-@pytest.mark.parametrize("honest", [(), HONEST], ids=["everywhere", "somewhere"])
-def test_held_packets_go_to_the_queues_that_the_text_says(
-    host: Namespace, mode: Mode, honest: tuple[Place, ...]
-) -> None:
-    """Compared by eye where nft(8) cannot load the text: this kernel may have the queues of xtables alone."""
-    wanted = honest_ruleset(mode, honest)
-    host.call(Nftables().install, wanted)
-    queue = re.compile(r"queue (num \d+ bypass|flags bypass to \d+)")
-    numbers = [re.findall(r"\d+", words)[0] for words in queue.findall(listed(host))]
-    assert numbers == [re.findall(r"\d+", words)[0] for words in queue.findall(render(wanted))]
-    assert len(numbers) == (16 if mode is Mode.REDIRECT else 8)
-    assert listed(host).count("tcp sport & 14 == ") == len(numbers)
-    assert listed(host).count("jump hold-output-rules") == (len(honest) or 1)
-    host.call(Nftables().remove)
-    assert tables(host) == []
 
 
 def test_the_plan_of_held_packets_changes_nothing(host: Namespace) -> None:
     before = standing(host)
     assert "queue flags bypass to 6471" in host.call(Nftables().plan, honest_ruleset())
     assert standing(host) == before
-
-
-def test_on_a_device_of_its_own_there_is_no_guard(host: Namespace) -> None:
-    wanted = scoped(Mode.REDIRECT, Scope(), OWN_DEVICE)
-    assert_netlink_makes_what_the_text_says(host, wanted)
-    assert "guard" not in render(wanted)
-
-
-def test_a_control_group_is_matched_by_its_identity(host: Namespace, cgroup: Path) -> None:
-    path = str(cgroup.relative_to(cgroup.parents[1]))
-    scope = Scope(programs=(Program(cgroup=path),), not_programs=(Program(cgroup=cgroup.parent.name),))
-    assert_netlink_makes_what_the_text_says(host, scoped(Mode.REDIRECT, scope))
-
-
-def test_the_same_text_is_listed_as_it_was_written(host: Namespace) -> None:
-    """Every rule of ours, so that `setup --dry-run` and `nft list` can be compared by eye."""
-    wanted = scoped(Mode.REDIRECT, SCOPES["places"])
-    host.call(Nftables().install, wanted)
-    shown = listed(host).splitlines()
-    for chain in wanted.chains:
-        assert f"\tchain {chain.hook.name.lower().replace('_', '-')} {{" in shown
-    assert listed(host).count("return") == render(wanted).count("return")
 
 
 def test_installing_again_changes_nothing(host: Namespace, mode: Mode) -> None:
@@ -133,7 +47,7 @@ def test_a_table_that_the_kernel_refuses_leaves_the_one_before(host: Namespace) 
     (first, *rest) = ruleset().chains
     # A redirect is refused outside of nat chains: the last chain, when all else was taken already.
     wrong = type(rest[-1])(rest[-1].hook, (Match(),), (Rule(Match(), Verdict.REDIRECT),))
-    broken = scoped(Mode.TPROXY, Scope())
+    broken = ruleset(Mode.TPROXY)
     with pytest.raises(Tnat64Error, match="nf_tables refused"):
         host.call(
             Nftables().install,

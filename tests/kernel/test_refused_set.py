@@ -8,7 +8,7 @@ import re
 import pytest
 
 from tests.kernel.bare_host import CONFIG, PORT, standing
-from tests.kernel.test_nftables import assert_netlink_makes_what_the_text_says
+from tests.kernel.test_nft_table import assert_netlink_makes_what_the_text_says
 from tests.lab import Namespace, wait_until
 from tnat64d.core.ruleset import MAX_REFUSED, OWN_DEVICE, Ruleset, describe
 from tnat64d.core.scope import Place, Program, Scope

@@ -14,7 +14,8 @@ from tnat64d.errors import PrivilegeError, Tnat64Error
 from tnat64d.kernel import backends, capabilities, owned, scratch
 from tnat64d.kernel.backends import Backend
 from tnat64d.kernel.iptables import CHAINS, Iptables, chain_part, jump_part
-from tnat64d.kernel.nftables import PART, TABLE, Nftables
+from tnat64d.kernel.nft_table import TABLE
+from tnat64d.kernel.nftables import PART, Nftables
 from tnat64d.kernel.standing import Standing, lost
 
 Held = Mapping[str, Standing]
