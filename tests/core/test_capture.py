@@ -7,7 +7,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
-from tnat64d.core import config, ruleset
+from tnat64d.core import config, description
 from tnat64d.core.capture import Packet, decisive_rule
 from tnat64d.core.config import Network
 from tnat64d.core.ruleset import Match, Verdict
@@ -32,7 +32,7 @@ CAPTURED = {Mode.REDIRECT: Verdict.REDIRECT, Mode.TPROXY: Verdict.MARK_CONNECTIO
 def decided(
     packet: Packet, scope: Scope | None = None, mode: Mode = Mode.REDIRECT
 ) -> tuple[Verdict, Match] | None:
-    rule = decisive_rule(ruleset.describe(CONFIG, Rules(mode=mode), scope or Scope(), 6464), packet)
+    rule = decisive_rule(description.describe(CONFIG, Rules(mode=mode), scope or Scope(), 6464), packet)
     return None if rule is None else (rule.verdict, rule.match)
 
 

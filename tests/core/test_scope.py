@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from tests.core.test_ruleset import CAPTURE, CONFIG, PORT, chain
+from tests.core.test_description import CAPTURE, CONFIG, PORT, chain
 from tnat64d.core import settings
 from tnat64d.core.config import Network
-from tnat64d.core.ruleset import Hook, Match, Ruleset, Verdict, describe
+from tnat64d.core.description import describe
+from tnat64d.core.ruleset import Hook, Match, Ruleset, Verdict
 from tnat64d.core.scope import Lookup, Place, Program, Scope, honest_places, resolve
 from tnat64d.core.settings import Mode, Rules
 from tnat64d.errors import ConfigurationError

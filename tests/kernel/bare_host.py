@@ -9,7 +9,8 @@ from ipaddress import IPv4Network
 
 from tests.lab import Lab, Namespace
 from tnat64d.core.config import Network, parse
-from tnat64d.core.ruleset import Ruleset, describe
+from tnat64d.core.description import describe
+from tnat64d.core.ruleset import Ruleset
 from tnat64d.core.scope import Place, Scope
 from tnat64d.core.settings import Mode, Rules
 from tnat64d.kernel.backends import Backend

@@ -6,7 +6,7 @@ import pytest
 
 from tests.kernel import bare_host
 from tests.lab import Namespace
-from tnat64d.core.ruleset import Mark
+from tnat64d.core.marks import Mark
 from tnat64d.kernel import firewall
 from tnat64d.kernel.installation import Installation
 

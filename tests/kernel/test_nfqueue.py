@@ -14,7 +14,7 @@ import pytest
 
 from tests.kernel.bare_host import ip, run_python
 from tests.lab import Namespace
-from tnat64d.core.ruleset import Mark
+from tnat64d.core.marks import Mark
 from tnat64d.errors import Tnat64Error
 from tnat64d.kernel.nfqueue import Syn, SynQueue, require_free
 

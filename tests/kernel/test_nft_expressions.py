@@ -12,7 +12,8 @@ from tests.kernel.bare_host import ruleset
 from tests.kernel.test_nft_table import assert_netlink_makes_what_the_text_says
 from tests.lab import Namespace
 from tnat64d.core.config import Network
-from tnat64d.core.ruleset import Chain, Hook, Mark, Match, Rule, Ruleset, Verdict
+from tnat64d.core.marks import Mark
+from tnat64d.core.ruleset import Chain, Hook, Match, Rule, Ruleset, Verdict
 from tnat64d.kernel.nft_expressions import conditions, jump, verdict
 
 pytestmark = pytest.mark.netns("nft")

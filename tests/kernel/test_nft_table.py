@@ -10,7 +10,8 @@ import pytest
 from tests.kernel.bare_host import CONFIG, HONEST, PORT, honest_ruleset, listed, tables
 from tests.lab import Namespace
 from tnat64d.core.config import Network
-from tnat64d.core.ruleset import OWN_DEVICE, Ruleset, describe
+from tnat64d.core.description import describe
+from tnat64d.core.ruleset import OWN_DEVICE, Ruleset
 from tnat64d.core.scope import Place, Program, Scope
 from tnat64d.core.settings import Mode, Rules
 from tnat64d.kernel.nft_table import render

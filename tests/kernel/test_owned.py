@@ -13,7 +13,8 @@ import pytest
 from tests.kernel.bare_host import CONFIG, EXEMPT, PORT, ip, own_traces, standing
 from tests.kernel.test_installation import error_of_connect
 from tests.lab import Namespace
-from tnat64d.core.ruleset import OWN_DEVICE, Ruleset, describe
+from tnat64d.core.description import describe
+from tnat64d.core.ruleset import OWN_DEVICE, Ruleset
 from tnat64d.core.scope import Scope
 from tnat64d.core.settings import Rules
 from tnat64d.errors import Tnat64Error

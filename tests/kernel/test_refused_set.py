@@ -10,7 +10,8 @@ import pytest
 from tests.kernel.bare_host import CONFIG, PORT, standing
 from tests.kernel.test_nft_table import assert_netlink_makes_what_the_text_says
 from tests.lab import Namespace, wait_until
-from tnat64d.core.ruleset import MAX_REFUSED, OWN_DEVICE, Ruleset, describe
+from tnat64d.core.description import describe
+from tnat64d.core.ruleset import MAX_REFUSED, OWN_DEVICE, Ruleset
 from tnat64d.core.scope import Place, Program, Scope
 from tnat64d.core.settings import Mode, Rules
 from tnat64d.errors import Tnat64Error

@@ -8,7 +8,7 @@ import pytest
 
 from tests.kernel.bare_host import ip
 from tests.lab import Namespace
-from tnat64d.core.ruleset import Mark
+from tnat64d.core.marks import Mark
 from tnat64d.kernel import routing
 
 pytestmark = pytest.mark.netns

@@ -18,8 +18,9 @@ from tests.proxy.peer import Peer, descriptors, until
 from tests.proxy.reactors import CountedReactor
 from tests.proxy.ways import Ways, destination, inside
 from tnat64d.core.config import parse
+from tnat64d.core.description import describe
 from tnat64d.core.policy import StickyMemory
-from tnat64d.core.ruleset import QUEUES, describe
+from tnat64d.core.ruleset import QUEUES
 from tnat64d.core.scope import Scope
 from tnat64d.core.settings import Mode, Rules, StickyScope
 from tnat64d.daemon.listening import listen

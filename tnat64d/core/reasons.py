@@ -1,7 +1,7 @@
 """Why a connection goes the way it goes: the chain of reasons, from facts that somebody else has gathered.
 
 Owns the order of the reasons, their words and the verdict. Refuses to own gathering them (`cli.why`), the rules
-(`core.ruleset`), the route (`core.config`) and the policy (`core.policy`): it asks these.
+(`core.description`), the route (`core.config`) and the policy (`core.policy`): it asks these.
 
     step      decides, with this verdict, if
     local     the rules leave the destination alone: local
@@ -23,7 +23,7 @@ from enum import StrEnum
 from ipaddress import IPv4Address
 from typing import Any
 
-from tnat64d.core import ruleset
+from tnat64d.core import description
 from tnat64d.core.capture import Packet, decisive_rule
 from tnat64d.core.config import ALWAYS_LOCAL, Config, Local, Way
 from tnat64d.core.failures import Failure
@@ -199,7 +199,7 @@ _VERDICTS = {
 
 def explain(facts: Facts) -> Explanation:
     """The chain of reasons for `facts`."""
-    described = ruleset.describe(facts.config, facts.settings.rules, facts.scope, facts.settings.proxy.port)
+    described = description.describe(facts.config, facts.settings.rules, facts.scope, facts.settings.proxy.port)
     asker = facts.asker
     packet = Packet(
         destination=facts.address,

@@ -1,7 +1,7 @@
 """Whose connections are carried, and to where: the [scope] table as conditions on packets.
 
 Owns what the keys of the table mean together. Refuses to own looking up names of users, groups and units
-(`kernel.accounts`), and the rules that come of it (`core.ruleset`).
+(`kernel.accounts`), and the rules that come of it (`core.description`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """`tnat64d exec` at the daemon's end: who may have a command carried, and the way into the group that is carried.
 
 Owns the [exec] table and the descriptor by which programs are moved. Refuses to own the group (`kernel.cgroup`),
-the rules for it (`core.ruleset`), and the command, which the asker runs in its own place.
+the rules for it (`core.description`), and the command, which the asker runs in its own place.
 
     asker                daemon without root        daemon with root
     root                 goes by itself             goes by itself

@@ -35,7 +35,7 @@ def listen(
 ) -> list[socket.socket]:
     """`count` sockets on one port, by SO_REUSEPORT: the kernel spreads connections over them (socket(7)).
 
-    `worker_bits`: of the mark of SYNs, where they are held, so that who has dialled accepts (`core.ruleset`,
+    `worker_bits`: of the mark of SYNs, where they are held, so that who has dialled accepts (`core.marks`,
     worker_mark); None where they are not.
 
     Raises Tnat64Error if the port is taken, PrivilegeError where TPROXY mode needs more rights.

@@ -24,8 +24,9 @@ from enum import StrEnum
 from tnat64d import __version__
 from tnat64d.core.config import Config
 from tnat64d.core.failures import Failure, to_refuse
+from tnat64d.core.marks import refusal_mark, worker_mark
 from tnat64d.core.reloading import require_reloadable
-from tnat64d.core.ruleset import QUEUES, refusal_mark, worker_mark
+from tnat64d.core.ruleset import QUEUES
 from tnat64d.core.scope import honest_places
 from tnat64d.core.settings import Rules as RuleSettings
 from tnat64d.core.settings import Settings

@@ -16,8 +16,8 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from tnat64d.core.marks import refusal_mark, worker_mark
 from tnat64d.core.policy import StickyMemory
-from tnat64d.core.ruleset import refusal_mark, worker_mark
 from tnat64d.core.settings import Mode, Settings
 from tnat64d.daemon import journal
 from tnat64d.daemon.bookkeeping import Bookkeeping

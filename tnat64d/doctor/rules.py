@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 from tnat64d.core.config import Config
 from tnat64d.core.findings import fail, ok, warn
-from tnat64d.core.ruleset import LOOPBACK, OWN_DEVICE, Mark, Ruleset
+from tnat64d.core.marks import Mark
+from tnat64d.core.ruleset import LOOPBACK, OWN_DEVICE, Ruleset
 from tnat64d.core.settings import Mode
 from tnat64d.doctor.subject import Findings, Subject
 from tnat64d.kernel import backends as kernel_backends

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from ipaddress import IPv4Address, summarize_address_range
 from typing import Any
 
-from tnat64d.core.ruleset import Mark
+from tnat64d.core.marks import Mark
 
 TIMEOUT_S = 10.0
 _SAVES = ("iptables-nft-save", "iptables-legacy-save")

@@ -1,6 +1,6 @@
 """A whole `core.ruleset`, put into the kernel and taken out of it.
 
-Owns the order and the undoing. Refuses to own what stands (`core.ruleset`) and how each part gets there
+Owns the order and the undoing. Refuses to own what stands (`core.description`) and how each part gets there
 (`kernel.iptables`, `kernel.routes`).
 
 Chains come before the route, and go after it: whatever the route catches finds its chain. Nothing is

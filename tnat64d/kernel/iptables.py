@@ -1,6 +1,6 @@
 """A `core.ruleset` through the iptables programs, iptables-nft and iptables-legacy alike.
 
-Owns the chains named TNAT64D… and the jumps to them. Refuses to own what is in them (`core.ruleset`), and
+Owns the chains named TNAT64D… and the jumps to them. Refuses to own what is in them (`core.description`), and
 never moves or removes anybody else's rule.
 
 Each table changes in one iptables-restore transaction: `-D` for every jump of ours that iptables-save shows

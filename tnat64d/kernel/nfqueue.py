@@ -1,7 +1,7 @@
 """Packets that a rule hands to this process before they go on: NFQUEUE, for SYNs.
 
 Owns the netlink socket to the queues, what is read of a packet, and the verdict. Refuses to own which packets
-come (`core.ruleset`) and what becomes of them (`proxy.syn_gate`).
+come (`core.description`) and what becomes of them (`proxy.syn_gate`).
 
 A packet stays in the kernel, by its number in its queue, until its verdict. When this socket is closed, those
 without one are dropped, and rules find no listener. Formats: linux/netfilter/nfnetlink_queue.h.
@@ -16,7 +16,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from tnat64d.core.ruleset import Mark
+from tnat64d.core.marks import Mark
 from tnat64d.errors import PrivilegeError, Tnat64Error, UnavailableError
 from tnat64d.kernel import capabilities
 from tnat64d.kernel.nfnetlink import NETLINK_NETFILTER, attribute, frame, number

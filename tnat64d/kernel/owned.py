@@ -1,7 +1,7 @@
 """A whole `core.ruleset` that lives as long as the processes of the daemon.
 
 Owns the TUN device, and through it address and route; the nf_tables table bound to its socket; and the order.
-Refuses to own when (`daemon.supervisor`) and what (`core.ruleset`).
+Refuses to own when (`daemon.supervisor`) and what (`core.description`).
 
 However these end, SIGKILL included, the kernel takes table, device, address and route away, and programs get the
 immediate error that they got before. Every process of the daemon has the descriptors: the address must stay until

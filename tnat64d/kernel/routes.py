@@ -16,7 +16,8 @@ from contextlib import contextmanager
 from ipaddress import IPv4Address
 from typing import Any
 
-from tnat64d.core.ruleset import ADDRESS_LABEL, ROUTE_PROTOCOL, Address, Mark, PolicyRule, Route, Ruleset
+from tnat64d.core.marks import Mark
+from tnat64d.core.ruleset import ADDRESS_LABEL, ROUTE_PROTOCOL, Address, PolicyRule, Route, Ruleset
 from tnat64d.errors import PrivilegeError, Tnat64Error, UnavailableError
 
 RT_SCOPE_LINK = 253

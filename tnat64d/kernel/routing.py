@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
-from tnat64d.core.ruleset import ROUTE_PROTOCOL, Mark
+from tnat64d.core.marks import Mark
+from tnat64d.core.ruleset import ROUTE_PROTOCOL
 
 _REFUSING = {6: "blackhole", 7: "unreachable", 8: "prohibit"}
 """Route types of linux/rtnetlink.h that answer instead of leading on."""

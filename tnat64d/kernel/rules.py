@@ -2,7 +2,7 @@
 
 Owns which way: `StaticRules` (setup, teardown), whose work stands until it is removed, and `HeldRules` (up,
 serve --own-rules), whose work goes with the process; where that cannot be had, they are static until the end.
-Refuses to own what stands (`core.ruleset`) and how it gets there (`kernel.installation`, `kernel.owned`).
+Refuses to own what stands (`core.description`) and how it gets there (`kernel.installation`, `kernel.owned`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import logging
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 
-from tnat64d.core import ruleset, scope
+from tnat64d.core import description, scope
 from tnat64d.core.config import Config
 from tnat64d.core.ruleset import LOOPBACK, OWN_DEVICE, Ruleset
 from tnat64d.core.settings import Mode, Rules, Settings
@@ -271,7 +271,7 @@ def describe(
     resolved = scope.resolve(settings.scope, accounts.lookup(settings_file))
     proxy = settings.proxy
     honest = scope.honest_places(proxy)
-    return ruleset.describe(config, settings.rules, resolved, proxy.port, device, honest, refusal_memory_s)
+    return description.describe(config, settings.rules, resolved, proxy.port, device, honest, refusal_memory_s)
 
 
 def _exec_group(settings: Settings, *, stays: bool = True) -> AbstractContextManager[None]:

@@ -27,7 +27,7 @@ from select import EPOLLIN
 from typing import Final
 
 from tnat64d.core import policy
-from tnat64d.core.ruleset import Mark
+from tnat64d.core.marks import Mark
 from tnat64d.kernel.nfqueue import Syn, SynQueue
 from tnat64d.kernel.original_dst import Destination
 from tnat64d.kernel.refusals import Refusal, Refuser
