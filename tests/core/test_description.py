@@ -186,6 +186,7 @@ def test_own_attempts_are_unreachable_before_tcp_finds_the_fallback_both_after_m
     own_attempts, fallback = ruleset(mode).policy_rules[-2:]
     assert (own_attempts.table, own_attempts.mark) == (None, Mark(0x6464, 0xFFFF))
     assert (fallback.table, fallback.mark, fallback.tcp_only) == (6464, None, True)
+    assert fallback.in_device == "lo", "what comes in from elsewhere is not this host's to deliver"
     main, default = 32766, 32767
     assert main < default < OWN_ATTEMPTS_PRIORITY == own_attempts.priority
     assert own_attempts.priority < fallback.priority == FALLBACK_PRIORITY

@@ -6,7 +6,8 @@ carries out the rest (`kernel.routes`).
 
 The way of a program's SYN to an IPv4 server, on a host without IPv4:
 
-    route lookup    main, default: nothing; rule 32769 finds the fallback route (device lo, source A)
+    route lookup    main, default: nothing; rule 32769 finds the fallback route (device lo, source A), which is
+                    none for what comes in from elsewhere: that is told, as ever, that there is no way
     capture chain   exempt destinations return; the rest is sent to the listener, if it begins a connection:
                     conntrack may see connections older than the rules for the first time, too
     guard chain     what leaves by lo with source A and was not captured is reset, or it would hang
@@ -103,7 +104,7 @@ def _peer(address: IPv4Address) -> IPv4Address:
 def _policy_rules(table: int, own: Mark, captured: Mark | None) -> tuple[PolicyRule, ...]:
     always = (
         PolicyRule(priority=OWN_ATTEMPTS_PRIORITY, table=None, mark=own),
-        PolicyRule(priority=FALLBACK_PRIORITY, table=table, tcp_only=True),
+        PolicyRule(priority=FALLBACK_PRIORITY, table=table, in_device=LOOPBACK, tcp_only=True),
     )
     if captured is None:
         return always

@@ -144,10 +144,11 @@ class Route:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyRule:
-    """A routing policy rule; `table` None means unreachable."""
+    """A routing policy rule; `table` None means unreachable; `in_device` lo is what this host sends."""
 
     priority: int
     table: int | None
+    in_device: str | None = None
     mark: Mark | None = None
     tcp_only: bool = False
 

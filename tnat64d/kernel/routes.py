@@ -53,6 +53,8 @@ def _route_command(route: Route) -> str:
 
 def _rule_command(verb: str, rule: PolicyRule) -> str:
     words = [f"ip -4 rule {verb}", f"pref {rule.priority}"]
+    if rule.in_device is not None:
+        words.append(f"iif {rule.in_device}")
     if rule.mark is not None:
         words.append(f"fwmark {rule.mark}")
     if rule.tcp_only:
@@ -76,9 +78,9 @@ def install(ruleset: Ruleset) -> None:
         _add_address(ip, ruleset.address)
         if not _own_routes(ip):
             _add_route(ip, ruleset.route)
-        standing = [_rule_key(message) for message in _own_rules(ip)]
+        standing = [_policy_rule(message) for message in _own_rules(ip)]
         for rule in ruleset.policy_rules:
-            if _key(rule) not in standing:
+            if rule not in standing:
                 ip.rule("add", **_rule(rule))
 
 
@@ -94,8 +96,8 @@ def plan(ruleset: Ruleset) -> list[str]:
             lines.append(_address_command(ruleset.address))
         if not any(_is(message, ruleset.route) for message in _own_routes(ip)):
             lines.append(_route_command(ruleset.route))
-        standing = [_rule_key(message) for message in _own_rules(ip)]
-        return lines + [_rule_command("add", rule) for rule in ruleset.policy_rules if _key(rule) not in standing]
+        standing = [_policy_rule(message) for message in _own_rules(ip)]
+        return lines + [_rule_command("add", rule) for rule in ruleset.policy_rules if rule not in standing]
 
 
 def remove() -> None:
@@ -206,6 +208,8 @@ def _rule(rule: PolicyRule) -> dict[str, Any]:
         fields["action"] = "unreachable"
     else:
         fields["table"] = rule.table
+    if rule.in_device is not None:
+        fields["iifname"] = rule.in_device
     if rule.mark is not None:
         fields |= {"fwmark": rule.mark.value, "fwmask": rule.mark.mask}
     if rule.tcp_only:
@@ -244,49 +248,24 @@ def _has_address(ip: Any, address: IPv4Address) -> bool:
     return any(message.get_attr("IFA_LOCAL") == str(address) for message in _addresses(ip))
 
 
-_Key = tuple[int, int | None, int | None, int | None, int | None]
-
-
-def _key(rule: PolicyRule) -> _Key:
-    mark = rule.mark
-    return (
-        rule.priority,
-        rule.table,
-        None if mark is None else mark.value,
-        None if mark is None else mark.mask,
-        socket.IPPROTO_TCP if rule.tcp_only else None,
-    )
-
-
-def _rule_key(message: Any) -> _Key:
-    mark = message.get_attr("FRA_FWMARK")
-    unreachable = message["action"] == _FR_ACT_UNREACHABLE
-    return (
-        message.get_attr("FRA_PRIORITY"),
-        None if unreachable else message.get_attr("FRA_TABLE"),
-        mark,
-        None if mark is None else message.get_attr("FRA_FWMASK"),
-        message.get_attr("FRA_IP_PROTO"),
-    )
-
-
 def _policy_rule(message: Any) -> PolicyRule:
-    priority, table, mark, mask, protocol = _rule_key(message)
+    mark = message.get_attr("FRA_FWMARK")
     return PolicyRule(
-        priority=priority,
-        table=table,
-        mark=None if mark is None or mask is None else Mark(mark, mask),
-        tcp_only=protocol == socket.IPPROTO_TCP,
+        priority=message.get_attr("FRA_PRIORITY"),
+        table=None if message["action"] == _FR_ACT_UNREACHABLE else message.get_attr("FRA_TABLE"),
+        in_device=message.get_attr("FRA_IIFNAME"),
+        mark=None if mark is None else Mark(mark, message.get_attr("FRA_FWMASK")),
+        tcp_only=message.get_attr("FRA_IP_PROTO") == socket.IPPROTO_TCP,
     )
 
 
 def _surplus_rules(ip: Any, keep: tuple[PolicyRule, ...]) -> list[Any]:
     """Our rules that are not in `keep`; the same rule twice is one too many."""
-    kept = [_key(rule) for rule in keep]
+    kept = list(keep)
     surplus = []
     for message in _own_rules(ip):
-        if (key := _rule_key(message)) in kept:
-            kept.remove(key)
+        if (rule := _policy_rule(message)) in kept:
+            kept.remove(rule)
         else:
             surplus.append(message)
     return surplus
@@ -304,17 +283,7 @@ def _surplus_addresses(ip: Any, keep: Address | None) -> list[Any]:
 
 def _remove_rules(ip: Any, keep: tuple[PolicyRule, ...] = ()) -> None:
     for message in _surplus_rules(ip, keep):
-        priority, table, mark, mask, protocol = _rule_key(message)
-        fields: dict[str, Any] = {"family": socket.AF_INET, "priority": priority, "protocol": ROUTE_PROTOCOL}
-        if table is None:
-            fields["action"] = "unreachable"
-        else:
-            fields["table"] = table
-        if mark is not None:
-            fields |= {"fwmark": mark, "fwmask": mask}
-        if protocol is not None:
-            fields["ip_proto"] = protocol
-        ip.rule("del", **fields)
+        ip.rule("del", **_rule(_policy_rule(message)))
 
 
 def _remove_routes(ip: Any, keep: Route | None = None) -> None:
