@@ -21,7 +21,7 @@ pytestmark = pytest.mark.netns("iptables-nft", "iptables-legacy", "nft")
 DOWNLOADS = 100
 NEVER_ENDING = b"1000000000000\n"
 POLICY_RULES = {
-    "+32768:\tfrom all fwmark 0x6464/0xffff unreachable proto 64",
+    "+32768:\tfrom all fwmark 0x6464/0xffff ipproto tcp unreachable proto 64",
     "+32769:\tfrom all iif lo ipproto tcp lookup 6464 proto 64",
 }
 STATIC: dict[str, Tables] = {

@@ -1,11 +1,11 @@
-"""A rule of somebody's rewrites the mark of the daemon's own IPv4 connections, which are captured then."""
+"""Rules of somebody's that mark: the daemon's own IPv4 connections, which are captured then, and programs'."""
 
 from __future__ import annotations
 
 import pytest
 
 from tests.lab import IdealNat64Lab, Port
-from tests.lab.daemon import Daemon, expect_refused
+from tests.lab.daemon import Daemon, Service, dial, echo, expect_refused
 
 RULES = ("-j CONNMARK --restore-mark", "-j MARK --set-mark 1")
 IPV4 = ("address add 203.0.113.9/24 dev eth0", "route add default via 203.0.113.1")
@@ -28,3 +28,18 @@ def test_the_daemon_does_not_carry_its_own_connections(
         daemon.wait_for_log("WARNING: the daemon's own connection to 198.51.100.10:7 came back to it")
         daemon.wait_for_total("active", 0)
         assert daemon.total("accepted") <= 100, "no more than it takes to come to the worker that knows it"
+
+
+@pytest.mark.netns("iptables-nft")
+@pytest.mark.parametrize("is_static", [False, True])
+@pytest.mark.parametrize("mode", ["redirect", "tproxy"])
+def test_programs_whose_packets_somebody_marks_are_carried(
+    ideal_lab: IdealNat64Lab, is_static: bool, mode: str
+) -> None:
+    """A packet with another mark is routed anew (ip_route_me_harder in net/ipv4/netfilter.c)."""
+    host = ideal_lab.client
+    rule = "-t mangle -A OUTPUT -p tcp -j MARK --set-xmark 0x10000/0xf0000"
+    host.run(["iptables-nft", *rule.split()])
+    with Service(host, ideal_lab.directory, settings={"rules": {"mode": mode}}, is_static=is_static):
+        with dial(host, Port.ECHO) as sock:
+            echo(sock, b"x" * 100_000)

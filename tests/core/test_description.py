@@ -185,6 +185,8 @@ def test_the_fallback_route_is_local_only_for_tproxy_and_has_the_address_as_sour
 def test_own_attempts_are_unreachable_before_tcp_finds_the_fallback_both_after_main(mode: Mode) -> None:
     own_attempts, fallback = ruleset(mode).policy_rules[-2:]
     assert (own_attempts.table, own_attempts.mark) == (None, Mark(0x6464, 0xFFFF))
+    assert own_attempts.in_device is None
+    assert own_attempts.tcp_only, "or the protocol that the fallback asks for is not found out (description)"
     assert (fallback.table, fallback.mark, fallback.tcp_only) == (6464, None, True)
     assert fallback.in_device == "lo", "what comes in from elsewhere is not this host's to deliver"
     main, default = 32766, 32767

@@ -103,7 +103,9 @@ def _peer(address: IPv4Address) -> IPv4Address:
 
 def _policy_rules(table: int, own: Mark, captured: Mark | None) -> tuple[PolicyRule, ...]:
     always = (
-        PolicyRule(priority=OWN_ATTEMPTS_PRIORITY, table=None, mark=own),
+        # Of TCP alone: where netfilter routes a packet anew, its protocol is found out only if a rule asks for one
+        # that is not for lo (fib_rule_requires_fldissect() in include/net/fib_rules.h). The next would fail else.
+        PolicyRule(priority=OWN_ATTEMPTS_PRIORITY, table=None, mark=own, tcp_only=True),
         PolicyRule(priority=FALLBACK_PRIORITY, table=table, in_device=LOOPBACK, tcp_only=True),
     )
     if captured is None:
