@@ -25,10 +25,10 @@ from tests.lab.connects import (
     honest_daemon,
 )
 from tests.lab.daemon import PROGRAM, Daemon, Service, Tables, dial, echo, expect_reset, run_cli, seconds_of
-from tests.test_scopes import CONTAINER, GatewayLab, gateway_lab
+from tests.test_scopes import CONTAINER, GATEWAY_WAYS, GatewayLab, gateway_lab, gateway_way
 from tnat64d.kernel.icmp import checksum
 
-__all__ = ["gateway_lab"]
+__all__ = ["gateway_lab", "gateway_way"]
 
 pytestmark = pytest.mark.netns("tayga", "iptables-nft", "iptables-legacy", "nft", "nc", "curl", "gcc", "setpriv")
 
@@ -260,17 +260,20 @@ def test_connects_to_a_daemon_that_drains_are_refused(ideal_lab: IdealNat64Lab) 
         daemon.expect_end(0)
 
 
-@pytest.mark.parametrize("way", ["owned", "nftables", "iptables-nft", "iptables-legacy"])
-def test_programs_behind_a_gateway_see_the_truth(gateway_lab: GatewayLab, way: str) -> None:
-    settings = honest(scope={"gateway": ["br-test"]}, **STATIC_WAYS.get(way, {}))
+@pytest.mark.parametrize("workers", [1, 3])
+def test_programs_behind_a_gateway_see_the_truth(gateway_lab: GatewayLab, gateway_way: str, workers: int) -> None:
+    settings = honest({"workers": workers}, scope={"gateway": ["br-test"]}, **GATEWAY_WAYS[gateway_way])
     with Service(
-        gateway_lab.client, gateway_lab.directory, settings=settings, is_static=way != "owned"
+        gateway_lab.client, gateway_lab.directory, settings=settings, is_static=gateway_way != "owned"
     ) as service:
         daemon = service.daemon
-        with dial(gateway_lab.container, Port.ECHO) as sock:
-            echo(sock)
+        for _ in range(12):
+            with dial(gateway_lab.container, Port.ECHO) as sock:
+                echo(sock, b"x" * 100_000)
+        daemon.wait_for_total("relayed_nat64", 12)
+        assert spread(daemon, "held") == spread(daemon, "accepted"), "who has dialled accepts"
         assert connect_code(gateway_lab.container, Port.REFUSED) == errno.ECONNREFUSED
-        assert (daemon.total("held"), daemon.total("accepted")) == (2, 1)
+        assert (daemon.total("held"), daemon.total("accepted")) == (13, 12)
         gateway_lab.ip("client", "route add unreachable 2001:db8:64::/96")
         assert connect_code(gateway_lab.container, Port.ECHO) == errno.EHOSTUNREACH
         gateway_lab.ip("client", "route del unreachable 2001:db8:64::/96")

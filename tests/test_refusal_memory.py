@@ -132,9 +132,12 @@ def test_where_connects_are_honest_the_destination_is_asked_each_time(ideal_lab:
             assert connect_code(host, Port.REFUSED) == 0
 
 
-def test_those_behind_a_gateway_are_told_the_truth_too(gateway_lab: GatewayLab) -> None:
-    scope = {"gateway": ["br-test"]}
-    with Daemon(gateway_lab.client, gateway_lab.directory, settings=settings(LONG_S, scope=scope)) as daemon:
+@pytest.mark.parametrize("way", WAYS)
+def test_those_behind_a_gateway_are_told_the_truth_too(gateway_lab: GatewayLab, way: str) -> None:
+    if way == "tproxy":
+        gateway_lab.route_what_bridges_deliver()
+    chosen = settings(LONG_S, scope={"gateway": ["br-test"]}, **WAYS[way])
+    with Daemon(gateway_lab.client, gateway_lab.directory, settings=chosen) as daemon:
         accepted = wait_until_refused(gateway_lab.container)
         daemon.wait_for_total("accepted", accepted)
         assert connect_code(gateway_lab.container, Port.REFUSED) == errno.ECONNREFUSED

@@ -104,7 +104,7 @@ class Hosts(RuleBasedStateMachine):
         self.add_a_rule(program, table, 0, "-A")
 
     def tables_of(self, backend: dict[str, str], mode: str, scope: dict[str, list[str]]) -> Tables:
-        return {"rules": {**backend, "mode": "redirect" if "gateway" in scope else mode}, "scope": scope}
+        return {"rules": {**backend, "mode": mode}, "scope": scope}
 
     @rule(
         backend=st.sampled_from(BACKENDS),

@@ -44,6 +44,7 @@ class Packet:
     mark: int = 0
     connection_mark: int = 0
     is_syn: bool = True
+    is_answer: bool = False
     is_own: bool = False
     port: int = 443
     source_port: int = 40000
@@ -58,6 +59,7 @@ class Packet:
             and (match.mark is None or self.mark & match.mark.mask == match.mark.value)
             and (match.connection_mark is None or self.connection_mark == match.connection_mark.value)
             and (not match.begins_connection or self.is_syn)
+            and (not match.in_original_direction or not self.is_answer)
             and (match.ports is None or match.ports[0] <= self.port <= match.ports[1])
             and match.source_port_bits in (None, self.source_port & HOLD_BITS)
         )
@@ -125,6 +127,57 @@ def test_tproxy_mode_marks_only_connections_that_began_under_the_rules() -> None
     assert verdicts(mark, Packet(connection_mark=captured)) == [Verdict.MARK_CONNECTION, Verdict.MARK]
     assert verdicts(mark, Packet(connection_mark=captured, is_syn=False)) == [Verdict.MARK]
     assert verdicts(mark, Packet(is_syn=False)) == []
+
+
+BEHIND = Scope(gateway=("docker0", "veth0"), not_places=(Place(ports=(25, 25)),))
+GATEWAY = {Mode.REDIRECT: Hook.REDIRECT_PREROUTING, Mode.TPROXY: Hook.MARK_PREROUTING}
+
+
+def gateway_ruleset(mode: Mode, refusal_memory_s: float = 0.0) -> Ruleset:
+    return describe(CONFIG, Rules(mode=mode), BEHIND, PORT, refusal_memory_s=refusal_memory_s)
+
+
+def test_what_comes_in_by_a_gateway_is_captured_with_the_same_exceptions(mode: Mode) -> None:
+    behind = chain(gateway_ruleset(mode), GATEWAY[mode])
+    packet = Packet(in_device="docker0", out_device="", source=IPv4Address("172.17.0.2"))
+    captured = Verdict.REDIRECT if mode is Mode.REDIRECT else Verdict.MARK_CONNECTION
+    for device in BEHIND.gateway:
+        assert verdicts(behind, replace(packet, in_device=device)) == [captured]
+    assert verdicts(behind, replace(packet, in_device="eth0")) == []
+    assert verdicts(behind, replace(packet, is_syn=False)) == []
+    for exempt in (
+        replace(packet, is_own=True),
+        replace(packet, destination=IPv4Address("10.1.2.3")),
+        replace(packet, port=25),
+    ):
+        assert verdicts(behind, exempt) == [Verdict.RETURN]
+    assert GATEWAY[mode] not in {chain.hook for chain in ruleset(mode).chains}
+
+
+def test_tproxy_mode_diverts_all_packets_of_a_gateways_connections_where_they_come_in() -> None:
+    rules = gateway_ruleset(Mode.TPROXY)
+    captured = rules.captured.value
+    packet = Packet(in_device="docker0", out_device="", is_syn=False, connection_mark=captured)
+    assert verdicts(chain(rules, Hook.MARK_PREROUTING), packet) == [Verdict.MARK]
+    divert = chain(rules, Hook.DIVERT_PREROUTING)
+    assert verdicts(divert, replace(packet, mark=captured)) == [Verdict.TPROXY]
+    assert verdicts(divert, replace(packet, mark=captured, in_device="eth0")) == []
+    hooks = [chain.hook for chain in rules.chains]
+    assert hooks.index(Hook.MARK_PREROUTING) < hooks.index(Hook.DIVERT_PREROUTING), "appended one after the other"
+
+
+def test_in_tproxy_mode_the_listeners_answers_are_not_sent_back_to_it() -> None:
+    rules = gateway_ruleset(Mode.TPROXY)
+    answer = Packet(
+        source=SERVER,
+        destination=IPv4Address("172.17.0.2"),
+        out_device="docker0",
+        connection_mark=rules.captured.value,
+        is_syn=False,
+        is_answer=True,
+    )
+    assert verdicts(chain(rules, Hook.MARK_OUTPUT), answer) == []
+    assert verdicts(chain(rules, Hook.MARK_OUTPUT), replace(answer, is_answer=False)) == [Verdict.MARK]
 
 
 @given(st.sampled_from(Mode), st.ip_addresses(v=4))
@@ -265,12 +318,23 @@ def test_only_connects_to_named_places_are_held(mode: Mode) -> None:
     assert [verdicts(chain(rules, Hook.HOLD_OUTPUT), each) for each in plain] == [[]] * 2
 
 
-def test_those_behind_a_gateway_are_held_where_they_come_in() -> None:
-    rules = honest_ruleset(Mode.REDIRECT, scope=Scope(gateway=("docker0",)))
+def test_those_behind_a_gateway_are_held_where_they_come_in(mode: Mode) -> None:
+    rules = honest_ruleset(mode, Place(ports=(80, 80)), Place(ports=(443, 443)), scope=BEHIND)
     hold = chain(rules, Hook.HOLD_PREROUTING)
-    assert verdicts(hold, Packet(in_device="docker0")) == [Verdict.QUEUE]
-    assert verdicts(hold, Packet(in_device="eth0")) == []
-    assert verdicts(hold, Packet(IPv4Address("10.1.2.3"), in_device="docker0")) == [Verdict.RETURN]
+    packet = Packet(in_device="docker0")
+    for device in BEHIND.gateway:
+        assert verdicts(hold, replace(packet, in_device=device)) == [Verdict.QUEUE]
+    assert verdicts(hold, replace(packet, in_device="eth0")) == []
+    assert verdicts(hold, replace(packet, is_syn=False)) == []
+    assert verdicts(hold, replace(packet, port=22)) == [], "plain"
+    assert verdicts(hold, replace(packet, destination=IPv4Address("10.1.2.3"))) == [Verdict.RETURN]
+
+
+def test_what_the_queue_gives_back_meets_the_chains_that_must_see_it() -> None:
+    """It goes on at the next place of its hook: raw, mangle, nat, filter (linux/netfilter_ipv4.h)."""
+    places = ("raw", "mangle", "nat", "filter")
+    hold, *others = (places.index(hook.table) for hook in (Hook.HOLD_PREROUTING, *GATEWAY.values()))
+    assert all(hold < other for other in others)
 
 
 def verdicts_on(chain: Chain, packet: Packet, *, refused: bool) -> list[Verdict]:
@@ -300,11 +364,10 @@ def test_what_is_exempt_is_not_refused_either(mode: Mode) -> None:
         assert verdicts_on(capturing, packet, refused=True) == [Verdict.RETURN]
 
 
-def test_behind_a_gateway_refusals_are_remembered_as_well() -> None:
-    scope = Scope(gateway=("docker0",))
-    rules = describe(CONFIG, Rules(), scope, PORT, refusal_memory_s=5.0)
+def test_behind_a_gateway_refusals_are_remembered_as_well(mode: Mode) -> None:
+    rules = gateway_ruleset(mode, refusal_memory_s=5.0)
     packet = Packet(in_device="docker0", out_device="")
-    assert verdicts_on(chain(rules, Hook.REDIRECT_PREROUTING), packet, refused=True) == [Verdict.RESET]
+    assert verdicts_on(chain(rules, GATEWAY[mode]), packet, refused=True) == [Verdict.RESET]
 
 
 def test_without_a_memory_of_refusals_no_rule_asks_for_it(mode: Mode) -> None:

@@ -50,6 +50,11 @@ def test_another_gateway_may_come_but_not_the_first() -> None:
             require_reloadable(running, wanted, "t.toml")
 
 
+def test_in_tproxy_mode_the_first_gateway_may_come_too() -> None:
+    tproxy = '[rules]\nmode = "tproxy"\n'
+    require_reloadable(changed(tproxy), changed(f'{tproxy}[scope]\ngateway = ["a0"]'), "t.toml")
+
+
 def test_every_fixed_key_exists() -> None:
     known = {(entry.table, entry.name) for entry in entries()}
     assert {(table, name) for table, names in FIXED.items() for name in names} <= known

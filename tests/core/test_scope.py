@@ -138,15 +138,13 @@ def test_commands_are_captured_before_anybodys_programs_return_and_after_all_des
 
 def test_behind_a_gateway_the_same_destinations_are_exempt_and_programs_do_not_count() -> None:
     limited = scope(gateway=("docker0", "br-*"), users=("alice",), not_ports=("22",), ports=("80",))
-    found = chain(rules(Mode.REDIRECT, limited), Hook.REDIRECT_PREROUTING).rules
+    found = chain(rules(Mode.REDIRECT, limited), Hook.REDIRECT_PREROUTING)
     own = [match for match in returns(Mode.REDIRECT, limited) if match.mark is None and match.uid is None]
-    for device in ("docker0", "br-*"):
-        here = [rule for rule in found if rule.match.in_device == device]
-        assert len([rule for rule in here if rule.verdict is Verdict.RETURN]) == len(own)
-        (captured,) = [rule.match for rule in here if rule.verdict is Verdict.REDIRECT]
-        assert (captured.ports, captured.uid, captured.begins_connection) == ((80, 80), None, True)
-        assert here[0].match.destination_is_own
-    assert {rule.match.in_device for rule in found} == {"docker0", "br-*"}
+    assert [entry.in_device for entry in found.entries] == ["docker0", "br-*"]
+    assert [rule.match for rule in found.rules if rule.verdict is Verdict.RETURN] == own
+    (captured,) = [rule.match for rule in found.rules if rule.verdict is Verdict.REDIRECT]
+    assert (captured.ports, captured.uid, captured.begins_connection) == ((80, 80), None, True)
+    assert found.rules[0].match.destination_is_own
 
 
 def test_without_a_gateway_nothing_that_comes_in_is_looked_at() -> None:

@@ -225,10 +225,6 @@ def test_an_unknown_name_is_told_with_the_nearest_and_all_valid_ones(line: str, 
             'proxy.connect = "honest"\nproxy.refusal_memory_s = 5',
             'proxy.refusal_memory_s: is 5.0, must be 0 where connect = "honest" for all',
         ),
-        (
-            'rules.mode = "tproxy"\nscope.gateway = ["docker0"]',
-            'scope.gateway: needs rules.mode = "redirect", and it is "tproxy"',
-        ),
     ],
 )
 def test_keys_that_contradict_each_other_are_told(lines: str, sentence: str) -> None:

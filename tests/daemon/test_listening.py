@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.lab import IdealNat64Lab, Namespace
-from tnat64d.core.settings import Mode
-from tnat64d.daemon.listening import LOOPBACK, listen
+from tnat64d.core.settings import Mode, Rules, Scope, Settings
+from tnat64d.daemon.listening import LOOPBACK, address, listen
 from tnat64d.errors import Tnat64Error
 from tnat64d.kernel.original_dst import IP_TRANSPARENT
 
@@ -31,6 +31,20 @@ def listening(host: Namespace, count: int, mode: Mode = Mode.REDIRECT) -> Iterat
     finally:
         for sock in sockets:
             sock.close()
+
+
+@pytest.mark.parametrize(
+    ("mode", "gateway", "expected"),
+    [
+        (Mode.REDIRECT, (), LOOPBACK),
+        (Mode.REDIRECT, ("docker0",), "0.0.0.0"),
+        (Mode.TPROXY, ("docker0",), LOOPBACK),
+    ],
+)
+def test_only_what_redirect_sends_to_a_gateways_address_needs_a_listener_there(
+    mode: Mode, gateway: tuple[str, ...], expected: str
+) -> None:
+    assert address(Settings(rules=Rules(mode=mode), scope=Scope(gateway=gateway))) == expected
 
 
 def test_the_sockets_share_port_and_connections(host: Namespace) -> None:

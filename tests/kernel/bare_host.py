@@ -49,9 +49,8 @@ HONEST = (Place(ports=(80, 80)), Place(network=Network.of(IPv4Network("203.0.113
 
 
 def honest_ruleset(mode: Mode = Mode.REDIRECT, honest: tuple[Place, ...] = HONEST) -> Ruleset:
-    """The same with honest connects, and, where it can be, a gateway."""
-    scope = Scope(gateway=("docker0",) if mode is Mode.REDIRECT else ())
-    return describe(CONFIG, Rules(mode=mode), scope, PORT, honest=honest)
+    """The same with honest connects and a gateway."""
+    return describe(CONFIG, Rules(mode=mode), Scope(gateway=("docker0",)), PORT, honest=honest)
 
 
 def backend(name: str) -> Backend:

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel.bare_host import honest_ruleset, own_traces, ruleset, run_python, standing
+from tests.kernel.bare_host import CONFIG, PORT, honest_ruleset, own_traces, ruleset, run_python, standing
 from tests.lab import Namespace
+from tnat64d.core.description import describe
 from tnat64d.core.ruleset import Hook
-from tnat64d.core.settings import Mode
+from tnat64d.core.scope import Scope
+from tnat64d.core.settings import Mode, Rules
 from tnat64d.errors import PrivilegeError, Tnat64Error
 from tnat64d.kernel.iptables import CHAINS, MADE, Iptables, parse_saved
 
@@ -138,9 +140,23 @@ def test_held_packets_go_to_the_queues_for_each_honest_place(
         (*_, first, second) = [line for line in shown.splitlines() if line.startswith("-A OUTPUT")]
         assert re.search("--dport 80 .*-j TNAT64D-HOLD$", first)
         assert re.search("-d 203.0.113.0/24 .*--dport 8000:8100 .*-j TNAT64D-HOLD$", second)
-        assert ("-j TNAT64D-HOLD-GATEWAY" in shown) == (mode is Mode.REDIRECT)
+        raw = busy_host.run([f"{program}-save", "-t", "raw"]).stdout
+        assert len(re.findall(r"^-A PREROUTING .*-i docker0 .*-j TNAT64D-HOLD-GATEWAY$", raw, re.MULTILINE)) == 2
     install(busy_host, program, mode)
     assert "HOLD" not in busy_host.run([f"{program}-save"]).stdout
+    remove(busy_host, program)
+    assert standing(busy_host) == before
+
+
+def test_what_comes_in_by_a_gateway_is_marked_before_it_is_diverted(busy_host: Namespace, program: str) -> None:
+    before = standing(busy_host)
+    wanted = describe(CONFIG, Rules(mode=Mode.TPROXY), Scope(gateway=("docker0", "br-*")), PORT)
+    busy_host.call(Iptables(program).install, wanted)
+    shown = busy_host.run([f"{program}-save", "-t", "mangle"]).stdout
+    jumps = re.findall(r"^-A PREROUTING -i (\S+) -p tcp -j (\S+)$", shown, re.MULTILINE)
+    mark, divert = "TNAT64D-MARK-GATEWAY", "TNAT64D-DIVERT"
+    assert jumps == [("docker0", mark), ("br-+", mark), ("lo", divert), ("docker0", divert), ("br-+", divert)]
+    assert re.search(rf"-A {mark} -p tcp .*--ctdir ORIGINAL -j MARK --set-xmark 0x6465/0xffff", shown)
     remove(busy_host, program)
     assert standing(busy_host) == before
 

@@ -31,6 +31,7 @@ CONDITIONS = {
     "a mark": Match(mark=Mark(0x6464, 0xFFFF)),
     "a mark of 32 bits": Match(mark=Mark(0x80000000, 0x80000001)),
     "a connection's mark": Match(connection_mark=Mark(1, 3)),
+    "the way of a connection's first packet": Match(in_original_direction=True),
     "a SYN": Match(begins_connection=True),
     "a port": Match(ports=(22, 22)),
     "ports": Match(ports=(8000, 8100)),

@@ -19,7 +19,11 @@ REFUSED: those that failed a short time ago, which the daemon puts there.
 In TPROXY mode the capture chain marks instead, rule 32765 sends what is marked to lo (also past a real IPv4
 route), and the divert chain hands it to the listener there (Documentation/networking/tproxy.rst). Every packet
 must be marked, so conntrack remembers the connections whose SYN was captured: the answers of this host's own
-servers, and connections older than the rules, stay on their way.
+servers, and connections older than the rules, stay on their way. So do the listener's answers, which go the other
+way.
+
+What comes in by a gateway's devices meets the same exceptions in PREROUTING, before it is routed: there it is sent
+to the listener, or marked and handed to it by the divert chain.
 
 Where connects are honest, the hold chain hands the SYNs of what will be captured to the daemon first, which gives
 each back when it knows the answer. It comes before anybody's destination NAT, as only there a SYN still shows the
@@ -80,9 +84,7 @@ def describe(
     if refusal_memory_ms:
         chains = tuple(_with_refusals(chain) for chain in chains)
     if honest is not None:
-        held = _held_after_marking(captured, rules.queue) if tproxy else _held(config, scope, own, rules.queue)
-        entries = tuple(replace(_to(place), begins_connection=True) for place in honest or (Place(),))
-        chains = (*chains, *(Chain(hook, entries, held_rules) for hook, held_rules in held), _untrack(rules))
+        chains = (*chains, *_hold_chains(config, rules, scope, honest or (Place(),)), _untrack(rules))
     if on_loopback:
         chains = (*chains, _guard(rules.address, captured if tproxy else None))
     return Ruleset(
@@ -116,19 +118,22 @@ def _policy_rules(table: int, own: Mark, captured: Mark | None) -> tuple[PolicyR
 def _redirect_chains(config: Config, scope: Scope, own: Mark, captured: Mark) -> tuple[Chain, ...]:
     chains = [Chain(Hook.REDIRECT_OUTPUT, (Match(),), _capture(config, scope, own, Verdict.REDIRECT))]
     if scope.gateway:
-        chains.append(Chain(Hook.REDIRECT_PREROUTING, (Match(),), _gateway(config, scope, Verdict.REDIRECT)))
+        rules = _gateway(config, scope, Verdict.REDIRECT)
+        chains.append(Chain(Hook.REDIRECT_PREROUTING, _from_behind(scope), rules))
     return tuple(chains)
 
 
 def _tproxy_chains(config: Config, scope: Scope, own: Mark, captured: Mark) -> tuple[Chain, ...]:
     capture = _capture(config, scope, own, Verdict.MARK_CONNECTION)
-    mark_all = Rule(Match(connection_mark=captured), Verdict.MARK)
+    mark_all = Rule(Match(connection_mark=captured, in_original_direction=True), Verdict.MARK)
     # What is for the host itself by now met other people's destination NAT in nat OUTPUT.
     divert = (Rule(Match(destination_is_own=True), Verdict.RETURN), Rule(Match(mark=captured), Verdict.TPROXY))
-    return (
-        Chain(Hook.MARK_OUTPUT, (Match(),), (*capture, mark_all)),
-        Chain(Hook.DIVERT_PREROUTING, (Match(in_device=LOOPBACK),), divert),
-    )
+    chains = [Chain(Hook.MARK_OUTPUT, (Match(),), (*capture, mark_all))]
+    if scope.gateway:
+        rules = (*_gateway(config, scope, Verdict.MARK_CONNECTION), mark_all)
+        chains.append(Chain(Hook.MARK_PREROUTING, _from_behind(scope), rules))
+    chains.append(Chain(Hook.DIVERT_PREROUTING, (Match(in_device=LOOPBACK), *_from_behind(scope)), divert))
+    return tuple(chains)
 
 
 def _capture(config: Config, scope: Scope, own: Mark, verdict: Verdict) -> tuple[Rule, ...]:
@@ -143,12 +148,12 @@ def _capture(config: Config, scope: Scope, own: Mark, verdict: Verdict) -> tuple
 
 def _gateway(config: Config, scope: Scope, verdict: Verdict) -> tuple[Rule, ...]:
     """Those behind the gateway's devices: they are nobody's programs here, but the same exceptions hold."""
-    rules: list[Rule] = []
-    for device in scope.gateway:
-        excluded = [replace(match, in_device=device) for match in _exempt(config, scope)]
-        included = [replace(_to(place), in_device=device) for place in _places(scope)]
-        rules += _rules(excluded, included, verdict)
-    return tuple(rules)
+    return _rules(_exempt(config, scope), map(_to, _places(scope)), verdict)
+
+
+def _from_behind(scope: Scope, match: Match | None = None) -> tuple[Match, ...]:
+    """`match`, for what comes in by one of the gateway's devices."""
+    return tuple(replace(match or Match(), in_device=device) for device in scope.gateway)
 
 
 def _rules(excluded: Iterable[Match], included: Iterable[Match], verdict: Verdict) -> tuple[Rule, ...]:
@@ -171,15 +176,17 @@ def _with_refusals(chain: Chain) -> Chain:
     return replace(chain, rules=tuple(rules))
 
 
-def _held(config: Config, scope: Scope, own: Mark, queue: int) -> Iterator[tuple[Hook, tuple[Rule, ...]]]:
-    """What will be captured is held, by the same conditions."""
-    yield Hook.HOLD_OUTPUT, _spread(_capture(config, scope, own, Verdict.QUEUE), queue)
+def _hold_chains(config: Config, rules: Rules, scope: Scope, honest: tuple[Place, ...]) -> Iterator[Chain]:
+    """What will be captured is held: in OUTPUT what is marked for it already, elsewhere by the same conditions."""
+    entries = tuple(replace(_to(place), begins_connection=True) for place in honest)
+    if rules.mode is Mode.TPROXY:
+        held: tuple[Rule, ...] = (Rule(Match(mark=captured_mark(rules), begins_connection=True), Verdict.QUEUE),)
+    else:
+        held = _capture(config, scope, own_mark(rules), Verdict.QUEUE)
+    yield Chain(Hook.HOLD_OUTPUT, entries, _spread(held, rules.queue))
     if scope.gateway:
-        yield Hook.HOLD_PREROUTING, _spread(_gateway(config, scope, Verdict.QUEUE), queue)
-
-
-def _held_after_marking(captured: Mark, queue: int) -> Iterator[tuple[Hook, tuple[Rule, ...]]]:
-    yield Hook.HOLD_OUTPUT, _spread((Rule(Match(mark=captured, begins_connection=True), Verdict.QUEUE),), queue)
+        behind = tuple(match for entry in entries for match in _from_behind(scope, entry))
+        yield Chain(Hook.HOLD_PREROUTING, behind, _spread(_gateway(config, scope, Verdict.QUEUE), rules.queue))
 
 
 def _spread(rules: Iterable[Rule], first_queue: int) -> tuple[Rule, ...]:

@@ -6,7 +6,7 @@ would have to be in use at once. Refuses to own how the others take effect.
 
 from __future__ import annotations
 
-from tnat64d.core.settings import Settings
+from tnat64d.core.settings import Mode, Settings
 from tnat64d.core.settings_keys import keys_of
 from tnat64d.errors import ConfigurationError
 
@@ -18,7 +18,7 @@ FIXED = {
     "exec": ("users", "groups"),
     "control": ("socket",),
 }
-"""By table. Beyond these: whether there is any scope.gateway, for it decides on which address is listened."""
+"""By table. Beyond these: whether there is any scope.gateway, where that decides on which address is listened."""
 
 
 def require_reloadable(running: Settings, wanted: Settings, filename: str) -> None:
@@ -31,7 +31,8 @@ def require_reloadable(running: Settings, wanted: Settings, filename: str) -> No
             if before != after:
                 was, now = keys[name].show(before), keys[name].show(after)
                 problems.append(f"{filename}: {table}.{name}: is {now}, and was {was} at start: needs a restart")
-    if bool(running.scope.gateway) != bool(wanted.scope.gateway):
+    is_redirected = running.rules.mode is Mode.REDIRECT
+    if is_redirected and bool(running.scope.gateway) != bool(wanted.scope.gateway):
         problems.append(
             f"{filename}: scope.gateway: the first interface, or no interface any more, needs a restart"
         )

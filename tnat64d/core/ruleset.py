@@ -46,17 +46,20 @@ class Hook(Enum):
     """Where a chain is hooked, as (table, chain) of the iptables names, and whether before or after others.
 
     All but the guard come last in their place. For capture and divert that means: other people's destination NAT
-    and exceptions win. Hold must come before that NAT (mangle is before nat), where exceptions are not known yet.
+    and exceptions win. Hold must come before that NAT (mangle and raw are before nat), where exceptions are not
+    known yet. What a queue gives back goes on at the next place, not at the next rule: so hold has a place before
+    that of the chains that must see the packet, which for what comes in is raw.
     The guard comes first: it looks only at our own address on lo, and a customary `-o lo -j ACCEPT` would hide it.
     """
 
     REDIRECT_OUTPUT = ("redirect", "nat", "OUTPUT", False)
     REDIRECT_PREROUTING = ("redirect", "nat", "PREROUTING", False)
     MARK_OUTPUT = ("mark", "mangle", "OUTPUT", False)
+    MARK_PREROUTING = ("mark", "mangle", "PREROUTING", False)
     DIVERT_PREROUTING = ("divert", "mangle", "PREROUTING", False)
     GUARD_OUTPUT = ("guard", "filter", "OUTPUT", True)
     HOLD_OUTPUT = ("hold", "mangle", "OUTPUT", False)
-    HOLD_PREROUTING = ("hold", "mangle", "PREROUTING", False)
+    HOLD_PREROUTING = ("hold", "raw", "PREROUTING", False)
     UNTRACK_OUTPUT = ("untrack", "raw", "OUTPUT", False)
 
     def __init__(self, purpose: str, table: str, chain: str, before_others: bool) -> None:
@@ -85,7 +88,8 @@ class Match:
     """All given conditions hold, for a packet over IPv4, of TCP if `tcp_only`.
 
     `is_refused`: the destination is in the set REFUSED; `ports`: of the destination, first and last;
-    `source_port_bits`: what HOLD_BITS select of the source port.
+    `source_port_bits`: what HOLD_BITS select of the source port; `in_original_direction`: it goes the way of its
+    connection's first packet.
     """
 
     tcp_only: bool = True
@@ -96,6 +100,7 @@ class Match:
     out_device: str | None = None
     mark: Mark | None = None
     connection_mark: Mark | None = None
+    in_original_direction: bool = False
     begins_connection: bool = False
     is_refused: bool = False
     ports: tuple[int, int] | None = None

@@ -273,10 +273,7 @@ def of_tables(bodies: dict[str, Any], filename: str) -> Settings:
             problems += (f"{filename}: {name}.{key}: {sentence}" for key, sentence in mistakes)
     if problems:
         raise ConfigurationError(problems)
-    settings = Settings(**tables)
-    if settings.scope.gateway and settings.rules.mode is Mode.TPROXY:
-        raise ConfigurationError([f'{filename}: scope.gateway: needs rules.mode = "redirect", and it is "tproxy"'])
-    return settings
+    return Settings(**tables)
 
 
 def entries() -> Iterator[Entry]:

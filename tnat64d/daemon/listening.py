@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import socket
 
-from tnat64d.core.settings import Mode, Scope
+from tnat64d.core.settings import Mode, Settings
 from tnat64d.errors import Tnat64Error
 from tnat64d.kernel import original_dst, reuseport
 from tnat64d.proxy.dialer import keep_alive
@@ -21,13 +21,13 @@ LOOPBACK = "127.0.0.1"
 """Where REDIRECT sends what the host's own programs sent (iptables-extensions(8))."""
 
 ANY = "0.0.0.0"
-"""What comes in by a gateway's device is sent to that device's own address. A connection to the listener that
+"""What comes in by a gateway's device REDIRECT sends to that device's own address. A connection to it that
 nobody redirected is refused by the listener all the same."""
 
 
-def address(scope: Scope) -> str:
-    """Where to listen for `scope`."""
-    return ANY if scope.gateway else LOOPBACK
+def address(settings: Settings) -> str:
+    """Where to listen: TPROXY names the listener itself, whatever a packet's destination."""
+    return ANY if settings.scope.gateway and settings.rules.mode is Mode.REDIRECT else LOOPBACK
 
 
 def listen(

@@ -103,7 +103,7 @@ class _Supervisor:
         self._healer = Healer(self._rules, self._reloading)
         proxy = settings.proxy
         original_dst.require_marking(settings.rules.mark)
-        self._listens_on = listening.address(settings.scope)
+        self._listens_on = listening.address(settings)
         honest = proxy.connect == "honest"
         if honest:
             require_holding(settings.rules)

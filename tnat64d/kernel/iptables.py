@@ -35,6 +35,7 @@ CHAINS = {
     Hook.REDIRECT_OUTPUT: "TNAT64D",
     Hook.REDIRECT_PREROUTING: "TNAT64D-GATEWAY",
     Hook.MARK_OUTPUT: "TNAT64D-MARK",
+    Hook.MARK_PREROUTING: "TNAT64D-MARK-GATEWAY",
     Hook.DIVERT_PREROUTING: "TNAT64D-DIVERT",
     Hook.GUARD_OUTPUT: "TNAT64D-GUARD",
     Hook.HOLD_OUTPUT: "TNAT64D-HOLD",
@@ -176,6 +177,8 @@ def _match(match: Match) -> list[str]:
         words.append("--syn")
     if match.connection_mark is not None:
         words += ["-m", "connmark", "--mark", str(match.connection_mark)]
+    if match.in_original_direction:
+        words += ["-m", "conntrack", "--ctdir", "ORIGINAL"]
     if match.destination_is_own:
         words += ["-m", "addrtype", "--dst-type", "LOCAL"]
     if match.ports is not None:

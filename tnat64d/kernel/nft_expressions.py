@@ -25,7 +25,8 @@ _META_MARK, _META_IIFNAME, _META_OIFNAME, _META_SKUID, _META_SKGID, _META_L4PROT
 _SADDR_OFFSET, _DADDR_OFFSET, _SPORT_OFFSET, _DPORT_OFFSET = 12, 16, 0, 2
 _FLAGS_OFFSET = 13
 _FIN, _SYN, _RST, _ACK = 0x01, 0x02, 0x04, 0x10
-_CT_MARK = 3
+_CT_DIRECTION, _CT_MARK = 1, 3
+_CT_ORIGINAL = 0
 _FIB_RESULT_ADDRTYPE, _FIB_F_DADDR, _RTN_LOCAL = 3, 2, 2
 _SOCKET_CGROUPV2 = 3
 _NFT_RETURN, _NFT_JUMP, _NF_ACCEPT = -5, -3, 1
@@ -74,8 +75,8 @@ def _set_meta(key: int) -> bytes:
     return _expression("meta", number(2, key), number(3, _REG_1))
 
 
-def _ct_mark() -> bytes:
-    return _expression("ct", number(2, _CT_MARK), number(1, _REG_1))
+def _ct(key: int) -> bytes:
+    return _expression("ct", number(2, key), number(1, _REG_1))
 
 
 def _set_ct_mark() -> bytes:
@@ -137,8 +138,10 @@ def conditions(match: Match) -> Iterator[Part]:
         yield Part(f"ip daddr . tcp dport @{REFUSED}", (daddr, dport, lookup))
     if match.connection_mark is not None:
         value, mask = match.connection_mark.value, match.connection_mark.mask
-        parts = (_ct_mark(), _mask(_host(mask)), _compare(_host(value)))
+        parts = (_ct(_CT_MARK), _mask(_host(mask)), _compare(_host(value)))
         yield Part(f"ct mark & 0x{mask:08x} == 0x{value:08x}", parts)
+    if match.in_original_direction:
+        yield Part("ct direction original", (_ct(_CT_DIRECTION), _compare(bytes((_CT_ORIGINAL,)))))
     if match.uid is not None:
         yield Part(f"meta skuid {match.uid}", (_meta(_META_SKUID), _compare(_host(match.uid))))
     if match.gid is not None:
@@ -199,7 +202,7 @@ def verdict(rule: Rule, ruleset: Ruleset, *, queues: bool = True) -> Part:
             value, mask = ruleset.captured.value, ruleset.captured.mask
             kept = mask ^ 0xFFFFFFFF
             shown = f"ct mark set ct mark & 0x{kept:08x} | 0x{value:08x}"
-            return Part(shown, (_ct_mark(), _mask(_host(kept), _host(value)), _set_ct_mark()))
+            return Part(shown, (_ct(_CT_MARK), _mask(_host(kept), _host(value)), _set_ct_mark()))
         case Verdict.TPROXY:
             tproxy = _expression("tproxy", number(1, 2), number(2, _REG_1), number(3, _REG_2))
             loopback = _immediate(_REG_1, IPv4Address("127.0.0.1").packed)

@@ -38,7 +38,10 @@ _NF_INET_PRE_ROUTING, _NF_INET_LOCAL_OUT = 0, 3
 
 @dataclass(frozen=True, slots=True)
 class _BaseChain:
-    """After other people's chains of the same kind by 10, or before them (linux/netfilter_ipv4.h)."""
+    """After other people's chains of the same kind by 10, or before them (linux/netfilter_ipv4.h).
+
+    What marks and diverts in prerouting comes after destination NAT, which that of iptables cannot.
+    """
 
     name: str
     kind: str
@@ -51,9 +54,10 @@ BASE_CHAINS = {
     Hook.REDIRECT_OUTPUT: _BaseChain("redirect-output", "nat", "output", _NF_INET_LOCAL_OUT, -90),
     Hook.REDIRECT_PREROUTING: _BaseChain("redirect-prerouting", "nat", "prerouting", _NF_INET_PRE_ROUTING, -90),
     Hook.MARK_OUTPUT: _BaseChain("mark-output", "route", "output", _NF_INET_LOCAL_OUT, -140),
-    Hook.DIVERT_PREROUTING: _BaseChain("divert-prerouting", "filter", "prerouting", _NF_INET_PRE_ROUTING, -140),
+    Hook.MARK_PREROUTING: _BaseChain("mark-prerouting", "filter", "prerouting", _NF_INET_PRE_ROUTING, -90),
+    Hook.DIVERT_PREROUTING: _BaseChain("divert-prerouting", "filter", "prerouting", _NF_INET_PRE_ROUTING, -80),
     Hook.HOLD_OUTPUT: _BaseChain("hold-output", "filter", "output", _NF_INET_LOCAL_OUT, -130),
-    Hook.HOLD_PREROUTING: _BaseChain("hold-prerouting", "filter", "prerouting", _NF_INET_PRE_ROUTING, -130),
+    Hook.HOLD_PREROUTING: _BaseChain("hold-prerouting", "filter", "prerouting", _NF_INET_PRE_ROUTING, -290),
     Hook.UNTRACK_OUTPUT: _BaseChain("untrack-output", "filter", "output", _NF_INET_LOCAL_OUT, -290),
     Hook.GUARD_OUTPUT: _BaseChain("guard-output", "filter", "output", _NF_INET_LOCAL_OUT, -10),
 }
