@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from tests.doctor.patient import Patient, patient, sh
 from tests.kernel.bare_host import ip
 from tests.lab import IdealNat64Lab
 from tests.lab.daemon import Tables
-from tests.test_scopes import GatewayLab
 
 pytestmark = pytest.mark.netns("iptables-nft", "iptables-legacy", "nft", "unshare")
 
@@ -147,44 +144,3 @@ def test_a_default_route_that_refuses_is_found_and_deleted_by_the_remedy(host: P
     }
     host.remedy("default")
     assert host.faults() == {}
-
-
-@pytest.fixture
-def gateway() -> Iterator[Patient]:
-    """A host with br-test, for those behind it."""
-    with GatewayLab() as lab:
-        lab.start_servers()
-        with patient(lab, settings={"scope": {"gateway": ["br-*"]}}) as host:
-            yield host
-
-
-CLOSED = {
-    "iptables-nft": "iptables-nft -P INPUT DROP; iptables-nft -A INPUT -i eth0 -j ACCEPT; "
-    "iptables-nft -A INPUT -i lo -j ACCEPT",
-    "iptables-legacy": "iptables-legacy -P INPUT DROP; iptables-legacy -A INPUT -i lo -j ACCEPT",
-    "a last rule": "iptables-nft -A INPUT -i lo -j ACCEPT; iptables-nft -A INPUT -j REJECT",
-    "nft": "nft add table inet filter; "
-    "nft 'add chain inet filter input { type filter hook input priority 0; policy drop; }'; "
-    "nft add rule inet filter input iifname lo accept",
-}
-
-
-@pytest.mark.parametrize("name", CLOSED)
-def test_a_firewall_that_drops_what_the_gateway_sends_is_opened_by_the_remedy(gateway: Patient, name: str) -> None:
-    assert gateway.faults() == {}
-    sh(gateway, CLOSED[name])
-    faults = gateway.faults()
-    assert faults.keys() == {"gateway"}, faults
-    gateway.remedy("gateway")
-    assert gateway.faults() == {}
-
-
-def test_of_ufw_the_remedy_is_its_own_command(gateway: Patient) -> None:
-    sh(gateway, "iptables-nft -N ufw-user-input; " + CLOSED["iptables-nft"])
-    (remedy,) = [each["remedy"] for each in gateway.findings() if each["check"] == "gateway"]
-    assert remedy == "ufw allow in on br-* to any port 6464 proto tcp"
-
-
-def test_a_gateway_interface_without_an_address_is_found(gateway: Patient) -> None:
-    ip(gateway.host, "address flush dev br-test")
-    assert gateway.faults() == {"gateway": "warn: no interface br-* with an IPv4 address is here"}

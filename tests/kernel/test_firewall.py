@@ -89,5 +89,21 @@ def test_only_what_comes_in_from_the_device_is_let_in(host: Namespace, script: s
     assert firewall.accepts(host.call(firewall.listings), 6464, "br0") is OPENING[script]
 
 
+DIVERTING = {
+    "iptables-nft -A INPUT -i br+ -p tcp -m socket --transparent -j ACCEPT": True,
+    "iptables-legacy -A INPUT -m socket --transparent -j ACCEPT": True,
+    "iptables-nft -A INPUT -i eth0 -p tcp -m socket --transparent -j ACCEPT": False,
+    "iptables-nft -A INPUT -i br0 -p tcp --dport 6464 -j ACCEPT": False,
+    NFT + "nft add rule inet f in iifname br0 socket transparent 1 counter accept": True,
+    NFT + "nft add rule inet f in iifname br0 tcp dport 6464 accept": False,
+}
+
+
+@pytest.mark.parametrize("script", DIVERTING)
+def test_what_tproxy_diverts_is_let_in_whatever_its_port(host: Namespace, script: str) -> None:
+    run(host, script)
+    assert firewall.accepts(host.call(firewall.listings), None, "br0") is DIVERTING[script]
+
+
 def test_a_host_without_rules_drops_nothing(host: Namespace) -> None:
     assert list(firewall.dropping_inputs(host.call(firewall.listings))) == []

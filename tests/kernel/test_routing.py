@@ -49,3 +49,9 @@ def test_a_route_is_there_or_the_kernel_says_why_not(host: Namespace) -> None:
     assert host.call(routing.why_no_route, address) == "Network is unreachable"
     ip(host, "route add local 2001:db8::/32 dev lo")
     assert host.call(routing.why_no_route, address) is None
+
+
+def test_bridges_are_told_from_other_interfaces(host: Namespace) -> None:
+    assert host.call(routing.bridges) == set()
+    ip(host, "link add br0 type bridge", "link add br1 type veth peer name veth1")
+    assert host.call(routing.bridges) == {"br0"}

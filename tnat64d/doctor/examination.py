@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from tnat64d.core.findings import Found, Level, fail, warn
-from tnat64d.doctor import network, rules, service
+from tnat64d.doctor import gateway, network, rules, service
 from tnat64d.doctor.subject import Findings, Subject
 
 
@@ -47,7 +47,7 @@ CHECKS = (
     _check("backends", rules.backends, Need.ROOT),
     _check("marks", rules.marks, Need.ROOT),
     _check("default", rules.default),
-    _check("gateway", rules.gateway, Need.ROOT),
+    _check("gateway", gateway.gateway, Need.ROOT),
     _check("address", network.address, Need.DAEMON),
     _check("clat", network.clat),
     _check("conntrack", network.conntrack),

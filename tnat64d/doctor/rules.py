@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import re
 from collections.abc import Iterator
 
@@ -135,40 +134,3 @@ def default(subject: Subject) -> Findings:
         yield ok("no default route of main is in the way")
     else:
         yield fail(f"an IPv4 route answers before ours is asked: {route}", f"ip -4 route del {route}")
-
-
-def gateway(subject: Subject) -> Findings:
-    """A firewall that drops what comes from gateway interfaces to the listener, or an interface without IPv4."""
-    devices, port = subject.settings.scope.gateway, subject.settings.proxy.port
-    if not devices:
-        yield ok("no gateway interfaces are asked for")
-        return
-    having = [device for device, _ in routing.ipv4_addresses()]
-    without = [device for device in devices if not fnmatch.filter(having, device)]
-    for device in without:
-        yield warn(
-            f"no interface {device} with an IPv4 address is here", f"ip address add ADDRESS/24 dev {device}"
-        )
-    listing = firewall.listings()
-    closed = [device for device in devices if not firewall.accepts(listing, port, device)]
-    dropping = list(firewall.dropping_inputs(listing)) if closed else []
-    for place in dropping:
-        yield warn(
-            f"{place}, drops what gateway interfaces send to port {port}",
-            _opening(place, "".join(listing.values()), closed[0], port),
-        )
-    if not without and not dropping:
-        yield ok(f"port {port} is open to {', '.join(devices)}")
-
-
-def _opening(place: str, listing: str, device: str, port: int) -> str:
-    """The command that lets the listener's port in, of whoever manages the rules."""
-    if "ufw-" in listing:
-        return f"ufw allow in on {device} to any port {port} proto tcp"
-    if "firewalld" in place:
-        return f"firewall-cmd --zone=trusted --add-interface={device}"
-    if place.startswith("nft"):
-        _, family, table, _, chain = place.replace(",", "").replace("table ", "").split()
-        return f"nft insert rule {family} {table} {chain} iifname {device} tcp dport {port} accept"
-    program = place.partition(",")[0]
-    return f"{program} -I INPUT -i {device.replace('*', '+')} -p tcp --dport {port} -j ACCEPT"

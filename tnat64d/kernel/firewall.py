@@ -161,20 +161,32 @@ def dropping_inputs(listing: dict[str, str]) -> Iterator[str]:
                 yield f"nft, table {family} {table}, chain {chain}"
 
 
-def accepts(listing: dict[str, str], port: int, device: str) -> bool:
-    """Whether a rule at the input hook lets TCP to `port` in by name, or all, from `device` (`*`: a wildcard)."""
-    words = rf"--dports? \S*\b{port}\b.*-j ACCEPT|--ctstate DNAT\b.*-j ACCEPT|^(?:-i \S+ )?-j ACCEPT$"
+def accepts(listing: dict[str, str], port: int | None, device: str) -> bool:
+    """Whether a rule at the input hook lets TCP to `port` in by name, or all, from `device` (`*`: a wildcard).
+
+    `port` None: what TPROXY has diverted, whatever its port.
+    """
+    by_iptables, by_nft = _DIVERTED if port is None else _to_port(port)
+    words = rf"(?:{by_iptables}).*-j ACCEPT|^(?:-i \S+ )?-j ACCEPT$"
     for program in _SAVES:
         for _, chains in _filter_tables(listing.get(program, "")):
             if any(re.search(words, rule) for rule in _input_rules(chains, device)):
                 return True
-    ports = rf"(?:\S*\b{port}\b|\{{[^}}]*\b{port}\b)"
-    words = rf"tcp dport {ports}.* accept|ct status dnat|^(?:iif\S* \S+ )?accept$"
+    words = rf"{by_nft}|^(?:iif\S* \S+ )?accept$"
     return any(
         re.search(words, rule)
         for _, _, body in _nft_tables(listing.get("nft", ""))
         for rule in _nft_input_rules(body, device)
     )
+
+
+_DIVERTED = ("-m socket --transparent", "socket transparent 1 .*accept")
+"""As iptables and nft write it."""
+
+
+def _to_port(port: int) -> tuple[str, str]:
+    by_nft = rf"tcp dport (?:\S*\b{port}\b|\{{[^}}]*\b{port}\b).* accept|ct status dnat"
+    return rf"--dports? \S*\b{port}\b|--ctstate DNAT\b", by_nft
 
 
 def _input_rules(chains: str, device: str) -> Iterator[str]:

@@ -68,6 +68,12 @@ def ipv4_addresses() -> list[tuple[str, IPv4Address]]:
     return [(names.get(message["index"], "?"), IPv4Address(message.get_attr("IFA_LOCAL"))) for message in messages]
 
 
+def bridges() -> set[str]:
+    """The names of all bridges."""
+    with _ip() as ip:
+        return {message.get_attr("IFLA_IFNAME") for message in ip.get_links(kind="bridge")}
+
+
 def why_no_route(address: IPv6Address) -> str | None:
     """What the kernel says to a packet for `address`, None if it has a way. Nothing is sent."""
     try:

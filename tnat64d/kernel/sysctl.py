@@ -9,8 +9,11 @@ from pathlib import Path
 
 
 def read(key: str) -> int | None:
-    """The number at `key`, written with dots; None where this kernel does not have it."""
+    """The number at `key`, written with dots, or with slashes where names of interfaces may have dots (sysctl(8)).
+
+    None where this kernel does not have it.
+    """
     try:
-        return int(Path("/proc/sys", *key.split(".")).read_text())
+        return int(Path("/proc/sys", *key.split("/" if "/" in key else ".")).read_text())
     except (OSError, ValueError):
         return None
