@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from tnat64d.core import config
+from tnat64d.core.facts import Asker, Destined, Facts, RouteFound, Silence, Told
 from tnat64d.core.failures import Failure
-from tnat64d.core.reasons import Asker, Destined, Explanation, Facts, RouteFound, Silence, Told, explain
+from tnat64d.core.reasons import Explanation, explain
 from tnat64d.core.ruleset import ROUTE_PROTOCOL
 from tnat64d.core.scope import Place, Program, Scope
 from tnat64d.core.settings import Settings

@@ -9,7 +9,7 @@ import pytest
 from tests.lab import SERVER_V4, IdealNat64Lab, Port, nat64_address, wait_until
 from tests.lab.daemon import Daemon, Tables, dial, echo, expect_reset
 from tnat64d.core.config import Way
-from tnat64d.core.reasons import Told
+from tnat64d.core.facts import Told
 from tnat64d.daemon import control, explaining
 from tnat64d.errors import Tnat64Error
 

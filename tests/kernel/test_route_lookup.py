@@ -10,7 +10,7 @@ import pytest
 from tests.kernel.bare_host import ip
 from tests.lab import Namespace
 from tests.proxy.peer import descriptors_left
-from tnat64d.core.reasons import RouteFound
+from tnat64d.core.facts import RouteFound
 from tnat64d.core.ruleset import ROUTE_PROTOCOL
 from tnat64d.errors import Tnat64Error
 from tnat64d.kernel.route_lookup import look_up

@@ -1,6 +1,7 @@
 """`why`: which way a connection would go now, and the chain of reasons.
 
-Owns gathering the facts, from files, kernel and daemon. Refuses to own what follows from them (`core.reasons`).
+Owns gathering the facts (`core.facts`), from files, kernel and daemon. Refuses to own what follows from them
+(`core.reasons`).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from tnat64d.errors import PrivilegeError, Tnat64Error, UnavailableError, UsageE
 
 if TYPE_CHECKING:
     from tnat64d.core.config import Config
-    from tnat64d.core.reasons import Asker, Facts, Silence, Told
+    from tnat64d.core.facts import Asker, Facts, Silence, Told
     from tnat64d.core.settings import Settings
 
 _DETAILS = """\
@@ -42,6 +43,7 @@ def add_to(commands: Commands) -> None:
 
 def _why(arguments: argparse.Namespace) -> int:
     from tnat64d.core import reasons
+    from tnat64d.core.facts import Silence
 
     host, port = inputs.split_target(arguments.target)
     inquiry = _Inquiry(arguments)
@@ -50,7 +52,7 @@ def _why(arguments: argparse.Namespace) -> int:
         facts = inquiry.facts(address, port)
         explanation = reasons.explain(facts)
         print(json.dumps(explanation.as_json()) if arguments.json else explanation.as_text())
-        is_running = not isinstance(facts.daemon, reasons.Silence) or facts.daemon.is_running
+        is_running = not isinstance(facts.daemon, Silence) or facts.daemon.is_running
     return 0 if is_running else UnavailableError.exit_code
 
 
@@ -70,7 +72,7 @@ class _Inquiry:
 
     def facts(self, address: IPv4Address, port: int) -> Facts:
         """Those for one destination. Raises Tnat64Error."""
-        from tnat64d.core.reasons import Destined, Facts, Told
+        from tnat64d.core.facts import Destined, Facts, Told
         from tnat64d.kernel.route_lookup import look_up
 
         config, settings, changed_files = self._config, self._settings, []
@@ -107,7 +109,7 @@ class _Inquiry:
 
 def _asker(user: str | None) -> Asker:
     """The program of `user`, None for whoever runs this. Raises UsageError."""
-    from tnat64d.core.reasons import Asker
+    from tnat64d.core.facts import Asker
     from tnat64d.kernel import cgroup
 
     if user is None:
@@ -120,7 +122,7 @@ def _asker(user: str | None) -> Asker:
 
 
 def _ask_daemon(path: str, address: IPv4Address, port: int) -> Told | Silence:
-    from tnat64d.core.reasons import Silence
+    from tnat64d.core.facts import Silence
     from tnat64d.daemon import control, explaining
 
     try:

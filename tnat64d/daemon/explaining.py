@@ -1,6 +1,6 @@
 """What the running daemon knows of one destination, for `tnat64d why`.
 
-Owns the arguments of the request and the form of its answer; `core.reasons.Told` is what a client makes of it.
+Owns the arguments of the request and the form of its answer; `core.facts.Told` is what a client makes of it.
 Refuses to own what is known (`daemon.pool`), and everything outside of the daemon.
 """
 
@@ -11,9 +11,9 @@ from ipaddress import IPv4Address
 from typing import Any
 
 from tnat64d.core.config import Config, Local, Network, Way
+from tnat64d.core.facts import Destined, Told
 from tnat64d.core.failures import Failure
 from tnat64d.core.policy import ScopeState
-from tnat64d.core.reasons import Destined, Told
 from tnat64d.core.settings import Settings, as_tables, of_tables
 from tnat64d.daemon.control import Answer, Question
 from tnat64d.daemon.pool import WorkerPool

@@ -9,7 +9,7 @@ import socket
 import struct
 from ipaddress import IPv4Address, IPv6Address
 
-from tnat64d.core.reasons import RouteFound
+from tnat64d.core.facts import RouteFound
 from tnat64d.errors import Tnat64Error
 from tnat64d.kernel.rtnetlink import HEADER, NLMSG_ERROR, RTM_GETROUTE, RTMSG, attributes, messages
 
