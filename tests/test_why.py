@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.lab import SERVER_V4, IdealNat64Lab, Namespace, Nat64Failure, Nat64Lab, Port, nat64_address, wait_until
-from tests.lab.daemon import CONF, Daemon, Service, dial, echo, expect_refused, expect_reset, run_cli
+from tests.lab.daemon import CONF, Daemon, Service, Tables, dial, echo, expect_refused, expect_reset, run_cli
 
 pytestmark = pytest.mark.netns("setpriv")
 
@@ -156,6 +156,16 @@ def test_a_prefix_that_is_unreachable_shows_itself_as_the_last_failure(nat64_lab
         assert why(daemon, SERVER_V4)["last_failure"] == said["last_failure"]
         assert why(daemon, f"{SERVER_V4}:80")["last_failure"] is None
         nat64_lab.start_nat64()
+
+
+@pytest.mark.parametrize("is_static", [False, True], ids=["up", "setup"])
+def test_rules_that_remember_refusals_or_ought_to_are_ours_all_the_same(
+    ideal_lab: IdealNat64Lab, is_static: bool
+) -> None:
+    settings: Tables = {"proxy": {"refusal_memory_s": 5}}
+    with Service(ideal_lab.client, ideal_lab.directory, settings=settings, is_static=is_static) as service:
+        said = why(service.daemon, f"{SERVER_V4}:{int(Port.ECHO)}")
+        assert (said["way"], fact(said, "rules")) == ("nat64", "they stand, and capture it")
 
 
 def test_without_any_route_to_the_prefix_there_is_no_way(nat64_lab: Nat64Lab) -> None:

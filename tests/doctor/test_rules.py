@@ -25,6 +25,17 @@ def test_static_rules_are_well(ideal_lab: IdealNat64Lab, way: str) -> None:
         assert host.faults() == {}
 
 
+@pytest.mark.parametrize("is_static", [False, True], ids=["up", "setup"])
+@pytest.mark.parametrize("way", ["nftables", "tproxy"])
+def test_rules_are_well_with_refusals_remembered_or_not(
+    ideal_lab: IdealNat64Lab, way: str, is_static: bool
+) -> None:
+    """Only those of `up` do; with TPROXY they are static, too."""
+    settings: Tables = {**STATIC[way], "proxy": {"refusal_memory_s": 5}}
+    with patient(ideal_lab, is_static=is_static, settings=settings) as host:
+        assert host.faults() == {}
+
+
 @pytest.mark.parametrize(
     "command", ["rule del pref 32768", "rule del pref 32769", "route flush table 6464"], ids=lambda text: text
 )

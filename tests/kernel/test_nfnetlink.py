@@ -13,6 +13,7 @@ from tnat64d.errors import Tnat64Error
 from tnat64d.kernel.nfnetlink import (
     CREATE,
     NFT_MSG_DELTABLE,
+    NFT_MSG_GETCHAIN,
     NFT_MSG_NEWCHAIN,
     NFT_MSG_NEWTABLE,
     NFT_TABLE_F_OWNER,
@@ -84,6 +85,18 @@ def test_one_socket_makes_many_batches_also_after_a_refusal(host: Namespace) -> 
                 netlink.commit([new_chain("none", "c")] * 3)
             assert netlink.has_table(f"t{number_}")
             assert not netlink.has_table("none")
+
+
+def test_one_thing_is_what_there_is_or_nothing(host: Namespace) -> None:
+    commit(host, new_table("one"), new_chain("one", "c"), new_chain("one", "d"))
+    with host.call(NfTables) as netlink:
+        for name in ("c", "d"):
+            found = netlink.get(NFT_MSG_GETCHAIN, text(1, "one"), text(3, name))
+            assert found is not None
+            assert text(3, name) in found
+        assert netlink.get(NFT_MSG_GETCHAIN, text(1, "one"), text(3, "e")) is None
+        with pytest.raises(Tnat64Error, match="nf_tables refused: Invalid argument"):
+            netlink.get(NFT_MSG_GETCHAIN, text(1, "one"))
 
 
 def test_a_table_with_an_owner_goes_when_the_socket_is_closed(host: Namespace) -> None:

@@ -144,7 +144,8 @@ def _standing(
     try:
         held = capturing.held(settings.rules)
         places = capturing.places(held)
-        wanted = rules.describe(config, settings, settings_file, device)
+        memory_s = capturing.refusal_memory_s(held, settings.proxy)
+        wanted = rules.describe(config, settings, settings_file, device, memory_s)
         return places, capturing.changed(held, wanted) if places else ()
     except PrivilegeError:
         return None, ()

@@ -30,7 +30,8 @@ def rules(subject: Subject) -> Findings:
         again = f"{subject.command('teardown')} && {subject.command('setup')}"
         yield fail(f"rules of ours stand in {' and in '.join(standing)}: a packet meets them twice", again)
         return
-    ruleset = _wanted(subject, OWN_DEVICE if held else LOOPBACK)
+    memory_s = capturing.refusal_memory_s(standing, subject.settings.proxy)
+    ruleset = _wanted(subject, OWN_DEVICE if held else LOOPBACK, memory_s)
     missing = _missing(ruleset)
     if missing:
         yield fail(f"missing of our routing: {'; '.join(missing)}", subject.restoring)
@@ -66,8 +67,8 @@ def _left_behind(subject: Subject, is_standing: bool) -> Findings:
         yield ok("none stand, as no daemon runs")
 
 
-def _wanted(subject: Subject, device: str) -> Ruleset:
-    return describe(subject.config or Config(), subject.settings, subject.settings_file, device)
+def _wanted(subject: Subject, device: str, refusal_memory_s: float = 0.0) -> Ruleset:
+    return describe(subject.config or Config(), subject.settings, subject.settings_file, device, refusal_memory_s)
 
 
 def backends(subject: Subject) -> Findings:

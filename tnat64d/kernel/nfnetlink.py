@@ -27,7 +27,7 @@ SUBSYSTEM = 10
 
 NFT_MSG_NEWTABLE, NFT_MSG_GETTABLE, NFT_MSG_DELTABLE = 0, 1, 2
 NFT_MSG_NEWCHAIN, NFT_MSG_GETCHAIN, NFT_MSG_NEWRULE, NFT_MSG_GETRULE = 3, 4, 6, 7
-NFT_MSG_NEWSET, NFT_MSG_NEWSETELEM, NFT_MSG_DELSETELEM = 9, 12, 14
+NFT_MSG_NEWSET, NFT_MSG_GETSET, NFT_MSG_NEWSETELEM, NFT_MSG_DELSETELEM = 9, 10, 12, 14
 NFT_TABLE_F_OWNER = 0x2
 
 _NFTA_TABLE_NAME = 1
@@ -149,14 +149,25 @@ class NfTables:
 
     def has_table(self, name: str) -> bool:
         """Whether the table `name` of family ip exists. Raises PrivilegeError, Tnat64Error."""
-        request = self._pack(
-            SUBSYSTEM << 8 | NFT_MSG_GETTABLE, _NLM_F_REQUEST | _NLM_F_ACK, text(_NFTA_TABLE_NAME, name)
-        )
-        self._socket.send(request)
-        code = self._first_error(self._sequence, 1)
-        if code not in (0, errno.ENOENT):
-            raise _refusal(code)
-        return not code
+        return self.get(NFT_MSG_GETTABLE, text(_NFTA_TABLE_NAME, name)) is not None
+
+    def get(self, kind: int, *attributes: bytes) -> bytes | None:
+        """The attributes of the one thing of family ip that the request `kind` names; None if it does not exist.
+
+        Raises PrivilegeError, Tnat64Error.
+        """
+        self._socket.send(self._pack(SUBSYSTEM << 8 | kind, _NLM_F_REQUEST, b"".join(attributes)))
+        while True:
+            data = self._socket.recv(1 << 16)
+            _, answer, _, sequence, _ = HEADER.unpack_from(data)
+            if sequence != self._sequence:
+                continue
+            if answer != _NLMSG_ERROR:
+                return data[HEADER.size + _NFGENMSG.size :]
+            (code,) = struct.unpack_from("=i", data, HEADER.size)
+            if -code != errno.ENOENT:
+                raise _refusal(-code)
+            return None
 
     def dump(self, kind: int, *attributes: bytes) -> list[bytes]:
         """The attributes of each message that the kernel answers to the request `kind` of family ip.
