@@ -64,6 +64,8 @@ def test_a_destination_that_refused_is_refused_by_the_kernel(ideal_lab: IdealNat
         for _ in range(5):
             assert connect_code(host, Port.REFUSED) == errno.ECONNREFUSED
         assert daemon.total("accepted") == accepted, "they never came to the daemon"
+        assert daemon.status()["refused_by_kernel"] == 6
+        assert f"{accepted} refused, 6 refused by the kernel itself, 0 reset" in daemon.run("status").stdout
         with dial(host, Port.ECHO) as sock:  # another port of the same address
             echo(sock)
         expect_reset(host, Port.REFUSED, "203.0.113.10")

@@ -168,6 +168,31 @@ def test_rules_that_remember_refusals_or_ought_to_are_ours_all_the_same(
         assert (said["way"], fact(said, "rules")) == ("nat64", "they stand, and capture it")
 
 
+@pytest.mark.parametrize("rules", [{}, {"mode": "tproxy", "backend": "nftables"}], ids=["owned", "static"])
+def test_what_the_kernel_refuses_is_told_with_the_time_and_the_failure(
+    ideal_lab: IdealNat64Lab, rules: dict[str, str]
+) -> None:
+    settings: Tables = {"proxy": {"refusal_memory_s": 1.5}, "rules": rules}
+    target = f"{SERVER_V4}:{int(Port.REFUSED)}"
+    with Daemon(ideal_lab.client, ideal_lab.directory, settings=settings) as daemon:
+        assert why(daemon, target)["way"] == "nat64"
+        expect_reset(ideal_lab.client, Port.REFUSED)
+        said = wait_until(
+            lambda: (found := why(daemon, target))["way"] == "refused" and found, "the kernel refuses"
+        )
+        assert 0 < said["refused_for_s"] <= 1.5
+        port = int(Port.REFUSED)
+        assert said["because"].startswith("it failed ")
+        assert said["because"].endswith(f" s ago, port {port}: IPv4 ENETUNREACH, NAT64 ECONNREFUSED")
+        assert fact(said, "refusal").startswith("the kernel itself refuses it, for another ")
+        shown = ideal_lab.client.run(source(said, "refusal").split()).stdout
+        assert f"{SERVER_V4} . {int(Port.REFUSED)}" in shown or "elements" not in shown, "it may be over by now"
+        assert why(daemon, f"{SERVER_V4}:{int(Port.ECHO)}")["way"] == "nat64"
+        assert why(daemon, SERVER_V4)["way"] == "nat64"
+        said = wait_until(lambda: (found := why(daemon, target))["way"] == "nat64" and found, "it is over")
+        assert said["refused_for_s"] is None
+
+
 def test_without_any_route_to_the_prefix_there_is_no_way(nat64_lab: Nat64Lab) -> None:
     with Daemon(nat64_lab.client, nat64_lab.directory) as daemon:
         nat64_lab.stop_nat64(Nat64Failure.NO_ROUTE)

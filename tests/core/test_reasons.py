@@ -30,7 +30,13 @@ STOPPED = Silence(is_running=False, sentence="no tnat64d answers")
 DENIED = Silence(is_running=True, sentence="it does not tell")
 
 
-def told(*, is_sticky: bool = False, failure: Failure | None = None, of: config.Config = CONFIG) -> Told:
+def told(
+    *,
+    is_sticky: bool = False,
+    failure: Failure | None = None,
+    refused_for_s: float | None = None,
+    of: config.Config = CONFIG,
+) -> Told:
     return Told(
         state="serving",
         pid=7,
@@ -39,6 +45,7 @@ def told(*, is_sticky: bool = False, failure: Failure | None = None, of: config.
         is_sticky=is_sticky,
         sticky_scope="global",
         failure=failure,
+        refused_for_s=refused_for_s,
         local=of.local,
         settings=Settings(),
     )
@@ -60,6 +67,9 @@ FACTS = Facts(
     daemon=told(),
     now=100.0,
 )
+
+FAILURE = Failure(str(ADDRESS), 443, 88.0, errno.ENETUNREACH, errno.ECONNREFUSED, "IPv4 unreachable")
+REFUSED = told(failure=FAILURE, refused_for_s=3.21)
 
 CASES: dict[str, tuple[dict[str, Any], str, str]] = {
     "IPv4 has no route": ({}, "nat64", "IPv4 is unreachable (ENETUNREACH)"),
@@ -116,6 +126,26 @@ CASES: dict[str, tuple[dict[str, Any], str, str]] = {
         {"daemon": STOPPED, "standing": (), "route": REAL},
         "not captured",
         "no rules of tnat64d stand in the kernel",
+    ),
+    "refused by the kernel": (
+        {"daemon": REFUSED},
+        "refused",
+        "it failed 12 s ago, port 443: IPv4 ENETUNREACH, NAT64 ECONNREFUSED",
+    ),
+    "refused by the kernel, and why is forgotten": (
+        {"daemon": told(refused_for_s=3.21)},
+        "refused",
+        "it failed a short time ago",
+    ),
+    "local, although it would be refused": (
+        {"address": IPv4Address("10.0.0.1"), "daemon": REFUSED},
+        "local",
+        "it is left alone, and there is no IPv4 route to it: connect() fails at once",
+    ),
+    "it would be refused, but there is no route": (
+        {"route": NO_ROUTE, "daemon": REFUSED},
+        "not captured",
+        "there is no route: connect() fails with ENETUNREACH",
     ),
     "nobody may look": ({"daemon": DENIED, "standing": None}, "nat64", "IPv4 is unreachable (ENETUNREACH)"),
     "local without a route": (
@@ -229,8 +259,7 @@ def test_a_file_that_differs_from_what_the_daemon_goes_by_is_told() -> None:
 
 
 def test_the_last_failure_has_its_age_and_the_names_of_its_errors() -> None:
-    failure = Failure(str(ADDRESS), 443, 88.0, errno.ENETUNREACH, errno.ECONNREFUSED, "IPv4 unreachable")
-    explanation = explained(daemon=told(failure=failure))
+    explanation = explained(daemon=told(failure=FAILURE))
     assert steps(explanation)["last failure"][0] == "12 s ago, port 443: IPv4 ENETUNREACH, NAT64 ECONNREFUSED"
     assert explanation.as_json()["last_failure"] == {
         "at": 88.0,
@@ -240,6 +269,21 @@ def test_the_last_failure_has_its_age_and_the_names_of_its_errors() -> None:
         "because": "IPv4 unreachable",
     }
     assert steps(explained())["last failure"][0] == "none is remembered"
+
+
+def test_a_refusal_by_the_kernel_tells_for_how_long_and_where_that_can_be_seen() -> None:
+    explanation = explained(daemon=REFUSED)
+    first, *_ = explanation.as_text().splitlines()
+    assert first.startswith(
+        "198.51.100.10:443: refused by the kernel for another 3.2 s, because it failed 12 s ago"
+    )
+    said = explanation.as_json()
+    assert (said["way"], said["refused_for_s"], said["nat64_address"]) == ("refused", 3.21, None)
+    fact = "the kernel itself refuses it, for another 3.2 s"
+    assert steps(explanation)["refusal"] == (fact, "nft list set ip tnat64d refused")
+    assert steps(explanation)["nat64"], "what would be without it"
+    assert explained().as_json()["refused_for_s"] is None
+    assert "refusal" not in steps(explained())
 
 
 def test_what_this_user_may_not_see_is_said() -> None:

@@ -62,6 +62,12 @@ class Notes:
     def forget_refused(self) -> None:
         raise AssertionError
 
+    def refused_count(self) -> int:
+        raise AssertionError
+
+    def refused_for_s(self, destination: Destination) -> float | None:
+        raise AssertionError
+
     def lost(self) -> tuple[str, ...]:
         self.looks += 1
         self.loop.call_soon_threadsafe(self.looked.set)

@@ -57,6 +57,12 @@ class Notes:
     def forget_refused(self) -> None:
         self.asked.append("forget")
 
+    def refused_count(self) -> int:
+        return 7
+
+    def refused_for_s(self, destination: Destination) -> float | None:
+        return 1.5 if destination == ("192.0.2.1", 80) else None
+
     def lost(self) -> tuple[str, ...]:
         self.asked.append("lost")
         return ("the route",)
@@ -158,8 +164,21 @@ async def test_refusals_are_told_in_their_order_and_a_failure_is_nobodys_concern
     assert notes.asked == ["install", "refuse [('192.0.2.1', 80)]", "forget", "lost", "lost"]
 
 
+async def test_what_is_refused_is_told_at_once_although_rules_are_being_changed() -> None:
+    notes = Notes()
+    notes.may_go_on.clear()
+    thread = RulesThread(notes)
+    installing = asyncio.ensure_future(thread.install(Config(), Settings()))
+    assert thread.refused_count() == 7
+    assert [thread.refused_for_s(("192.0.2.1", port)) for port in (80, 443)] == [1.5, None]
+    notes.may_go_on.set()
+    await installing
+    await thread.remove()
+
+
 async def test_without_rules_nothing_is_refused() -> None:
     thread = RulesThread(None)
     thread.refuse([("192.0.2.1", 80)])
     thread.forget_refused()
     assert await thread.lost() == ()
+    assert (thread.refused_count(), thread.refused_for_s(("192.0.2.1", 80))) == (0, None)

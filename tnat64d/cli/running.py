@@ -36,6 +36,8 @@ def _status(arguments: argparse.Namespace) -> int:
 def _status_text(answer: dict[str, object]) -> str:
     total = answer["total"]
     assert isinstance(total, dict)
+    by_kernel = answer["refused_by_kernel"]
+    refused = f"{total['refused']} refused" + (f", {by_kernel} refused by the kernel itself" if by_kernel else "")
     sticky = "IPv4 first" if not answer["sticky"] else "NAT64 sticky"
     return "\n".join(
         (
@@ -43,7 +45,7 @@ def _status_text(answer: dict[str, object]) -> str:
             f"configuration  {answer['summary']}",
             f"way            {sticky} (scope {answer['sticky_scope']})",
             f"connections    {total['active']} now, {total['relayed_nat64']} ended by NAT64, "
-            f"{total['relayed_ipv4']} by IPv4, {total['refused']} refused, {total['reset']} reset",
+            f"{total['relayed_ipv4']} by IPv4, {refused}, {total['reset']} reset",
             f"bytes          {total['up_bytes']} up, {total['down_bytes']} down",
             f"rules          {_rules_text(answer)}",
         )

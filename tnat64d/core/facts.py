@@ -57,7 +57,10 @@ class Destined:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Told:
-    """What the running daemon says of the destination, and the settings and local networks that it goes by."""
+    """What the running daemon says of the destination, and the settings and local networks that it goes by.
+
+    `refused_for_s`: how long the kernel itself refuses it from now on, because of `failure`; None: it does not.
+    """
 
     state: str
     pid: int
@@ -66,6 +69,7 @@ class Told:
     is_sticky: bool
     sticky_scope: str
     failure: Failure | None
+    refused_for_s: float | None
     local: tuple[Local, ...]
     settings: Settings
 

@@ -9,6 +9,7 @@ Owns the order of the reasons, their words and the verdict. Refuses to own the f
     route     there is none: not captured, for connect() fails before any rule is asked
     rules     none stand, or others than were made: not captured
     daemon    it does not run: none
+    refusal   the kernel refuses the destination, as it failed a short time ago: refused
     prefix, state, ipv4, nat64: nat64, ipv4 or none
 
 What is left alone needs no more steps. Where route, rules or daemon are missing, those below are told all the
@@ -39,6 +40,7 @@ class Outcome(StrEnum):
     IPV4 = "ipv4"
     NONE = "none"
     NOT_CAPTURED = "not captured"
+    REFUSED = "refused"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +62,15 @@ class Explanation:
     because: str
     destined: Destined
     failure: Failure | None
+    refused_for_s: float | None
     steps: tuple[Step, ...]
 
     def as_text(self) -> str:
         """For people: the verdict, then a line for each step."""
         width = max(len(step.name) for step in self.steps) + 2
         target = f"{self.address}:{self.port}" if self.port else str(self.address)
-        lines = [
-            f"{target}: {_VERDICTS[self.outcome].format(self.destined.nat64_address)}, because {self.because}"
-        ]
+        verdict = _VERDICTS[self.outcome].format(self)
+        lines = [f"{target}: {verdict}, because {self.because}"]
         lines += [f"  {step.name:<{width}}{step.fact}  [{step.source}]" for step in self.steps]
         return "\n".join(lines)
 
@@ -82,6 +84,7 @@ class Explanation:
             "because": self.because,
             "prefix": self.destined.prefix if is_nat64 else None,
             "nat64_address": self.destined.nat64_address if is_nat64 else None,
+            "refused_for_s": self.refused_for_s,
             "last_failure": None if self.failure is None else _failure_as_json(self.failure),
             "steps": [asdict(step) for step in self.steps],
         }
@@ -89,10 +92,11 @@ class Explanation:
 
 _VERDICTS = {
     Outcome.LOCAL: "local, left to the kernel",
-    Outcome.NAT64: "NAT64 at {}",
+    Outcome.NAT64: "NAT64 at {0.destined.nat64_address}",
     Outcome.IPV4: "IPv4",
     Outcome.NONE: "no way",
     Outcome.NOT_CAPTURED: "not captured",
+    Outcome.REFUSED: "refused by the kernel for another {0.refused_for_s:.1f} s",
 }
 
 
@@ -115,13 +119,15 @@ def explain(facts: Facts) -> Explanation:
         steps += [_daemon_step(facts)] if facts.changed_files else []
     else:
         steps += [_standing_step(facts), _daemon_step(facts), *_way_steps(facts)]
+    told = facts.daemon if isinstance(facts.daemon, Told) else None
     return Explanation(
         address=facts.address,
         port=facts.port,
         outcome=outcome,
         because=because,
         destined=facts.destined,
-        failure=facts.daemon.failure if isinstance(facts.daemon, Told) else None,
+        failure=None if told is None else told.failure,
+        refused_for_s=told.refused_for_s if told is not None and outcome is Outcome.REFUSED else None,
         steps=tuple(steps),
     )
 
@@ -139,6 +145,8 @@ def _verdict(facts: Facts, rule: Rule | None) -> tuple[Outcome, str]:
         return Outcome.NOT_CAPTURED, f"rules of tnat64d are not as it makes them: {', '.join(facts.changed_rules)}"
     if isinstance(facts.daemon, Silence) and not facts.daemon.is_running:
         return Outcome.NONE, "the daemon does not run: what is captured is refused"
+    if isinstance(facts.daemon, Told) and facts.daemon.refused_for_s is not None:
+        return Outcome.REFUSED, f"it failed {_ago(facts.daemon.failure, facts.now)}"
     return _way(facts)
 
 
@@ -275,7 +283,7 @@ def _way_steps(facts: Facts) -> list[Step]:
     destined = facts.destined
     source = facts.conf_file if destined.line is None else f"{facts.conf_file}:{destined.line}"
     prefix = destined.reason if destined.prefix is None else f"{destined.prefix}, {destined.reason}"
-    steps = [Step("prefix", prefix, source)]
+    steps = [*_refusal_steps(facts), Step("prefix", prefix, source)]
     if facts.nat64 is not None:
         steps.append(_state_step(facts))
     mark = f"{facts.settings.rules.mark:#x}"
@@ -289,6 +297,13 @@ def _way_steps(facts: Facts) -> list[Step]:
     return steps
 
 
+def _refusal_steps(facts: Facts) -> list[Step]:
+    if isinstance(facts.daemon, Silence) or facts.daemon.refused_for_s is None:
+        return []
+    fact = f"the kernel itself refuses it, for another {facts.daemon.refused_for_s:.1f} s"
+    return [Step("refusal", fact, "nft list set ip tnat64d refused")]
+
+
 def _state_step(facts: Facts) -> Step:
     if isinstance(facts.daemon, Silence):
         return Step("state", "not known; it begins with IPv4 first", "tnat64d(8)")
@@ -298,8 +313,12 @@ def _state_step(facts: Facts) -> Step:
 
 
 def _failed(failure: Failure | None, now: float) -> str:
+    return "none is remembered" if failure is None else _ago(failure, now)
+
+
+def _ago(failure: Failure | None, now: float) -> str:
     if failure is None:
-        return "none is remembered"
+        return "a short time ago"
     errors = {"IPv4": failure.ipv4_error, "NAT64": failure.nat64_error}
     shown = ", ".join(f"{way} {_name(error)}" for way, error in errors.items() if error)
     return f"{max(0, now - failure.at):.0f} s ago, port {failure.port}: {shown or 'ended with a reset'}"

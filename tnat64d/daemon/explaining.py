@@ -1,7 +1,7 @@
 """What the running daemon knows of one destination, for `tnat64d why`.
 
 Owns the arguments of the request and the form of its answer; `core.facts.Told` is what a client makes of it.
-Refuses to own what is known (`daemon.pool`), and everything outside of the daemon.
+Refuses to own what is known (`daemon.pool`, `daemon.rules`), and everything outside of the daemon.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from tnat64d.core.policy import ScopeState
 from tnat64d.core.settings import Settings, as_tables, of_tables
 from tnat64d.daemon.control import Answer, Question
 from tnat64d.daemon.pool import WorkerPool
+from tnat64d.daemon.rules import RulesThread
 from tnat64d.errors import UsageError
 from tnat64d.proxy.destination import scope_key
 
 
-def answer(question: Question, config: Config, settings: Settings, pool: WorkerPool) -> Answer:
+def answer(question: Question, config: Config, settings: Settings, pool: WorkerPool, rules: RulesThread) -> Answer:
     """To `{"request": "why", "address": TEXT, "port": NUMBER}`. Raises UsageError."""
     port = question.arguments.get("port", 0)
     try:
@@ -38,6 +39,7 @@ def answer(question: Question, config: Config, settings: Settings, pool: WorkerP
         "is_sticky": state is ScopeState.NAT64_STICKY,
         "sticky_scope": sticky_scope.value,
         "failure": None if failure is None else asdict(failure),
+        "refused_for_s": rules.refused_for_s((str(address), port)) if port else None,
         "local": [asdict(local) for local in config.local],
         "settings": as_tables(settings),
     }
@@ -55,6 +57,7 @@ def told(answer: dict[str, Any]) -> Told:
         is_sticky=answer["is_sticky"],
         sticky_scope=answer["sticky_scope"],
         failure=None if failure is None else Failure(**failure),
+        refused_for_s=answer["refused_for_s"],
         local=tuple(Local(Network(**local["network"]), local["line"]) for local in answer["local"]),
         settings=of_tables(answer["settings"], answer["listener"]),
     )

@@ -58,6 +58,12 @@ class Rules(Protocol):
     def forget_refused(self) -> None:
         """Let it refuse none any more. Raises Tnat64Error."""
 
+    def refused_count(self) -> int:
+        """How many connects the kernel has refused for that. Does not block. Raises Tnat64Error."""
+
+    def refused_for_s(self, destination: Destination) -> float | None:
+        """For how long it refuses `destination` from now on; None if it does not. As `refused_count`."""
+
     def remove(self) -> None:
         """Leave none."""
 
@@ -137,6 +143,14 @@ class RulesThread:
         """See Rules; soon."""
         if self._rules is not None:
             self._thread.submit(_attempt, self._rules.forget_refused)
+
+    def refused_count(self) -> int:
+        """See Rules."""
+        return 0 if self._rules is None else self._rules.refused_count()
+
+    def refused_for_s(self, destination: Destination) -> float | None:
+        """See Rules."""
+        return None if self._rules is None else self._rules.refused_for_s(destination)
 
     def _watch_device(self) -> None:
         assert self._rules is not None

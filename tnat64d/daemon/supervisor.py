@@ -291,7 +291,9 @@ class _Supervisor:
         return self._surroundings.admission.door()
 
     async def _why(self, question: Question) -> Answer:
-        return self._identity() | explaining.answer(question, self._config, self._settings, self._pool)
+        return self._identity() | explaining.answer(
+            question, self._config, self._settings, self._pool, self._rules
+        )
 
     def _identity(self) -> Answer:
         return {
@@ -309,6 +311,7 @@ class _Supervisor:
             "sticky_scope": self._settings.policy.sticky_scope.value,
             "sticky": self._pool.sticky_scopes(),
             "total": {counter.name.lower(): self._pool.total(counter) for counter in Counter},
+            "refused_by_kernel": self._rules.refused_count(),
             "rules": self._healer.describe(),
             "rules_restored": self._healer.restored,
             "workers": self._pool.describe(),

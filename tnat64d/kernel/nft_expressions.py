@@ -16,6 +16,7 @@ from tnat64d.core.config import Network
 from tnat64d.core.ruleset import HOLD_BITS, REFUSED, Match, Rule, Ruleset, Verdict
 from tnat64d.kernel import cgroup
 from tnat64d.kernel.nfnetlink import attribute, nested, number, text
+from tnat64d.kernel.refused_set import NFT_OBJECT_COUNTER
 
 _REG_VERDICT, _REG_1, _REG_2 = 0, 1, 2
 _REG_1_SECOND_WORD = 9  # NFT_REG32_01
@@ -180,6 +181,15 @@ def _cgroup(path: str) -> Part:
     identity = struct.pack("=Q", cgroup.identity(path))
     shown = f'socket cgroupv2 level {level} "{cgroup.path_for_nft(path)}"'
     return Part(shown, (socket_expression, _compare(identity)))
+
+
+def parts(rule: Rule, ruleset: Ruleset, *, queues: bool = True) -> Iterator[Part]:
+    """All of a rule. `queues`: whether the kernel has the expression for that."""
+    yield from conditions(rule.match)
+    if rule.match.is_refused:
+        name = _expression("objref", number(1, NFT_OBJECT_COUNTER), text(2, REFUSED))
+        yield Part(f'counter name "{REFUSED}"', (name,))
+    yield verdict(rule, ruleset, queues=queues)
 
 
 def verdict(rule: Rule, ruleset: Ruleset, *, queues: bool = True) -> Part:

@@ -1,6 +1,7 @@
 """A `core.ruleset` as the table `ip tnat64d` of nf_tables: its text for nft(8), and the messages that make it.
 
     set refused         address . port, which the kernel forgets by itself
+    counter refused     of those whose destination was in it
     chain HOOK          type, hook, priority;  entry conditions, jump to HOOK-rules
     chain HOOK-rules    the rules, in order
 
@@ -10,7 +11,7 @@ verdict is written (`kernel.nft_expressions`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from tnat64d.core.ruleset import REFUSED, Chain, Hook, Rule, Ruleset
@@ -29,7 +30,7 @@ from tnat64d.kernel.nfnetlink import (
     number,
     text,
 )
-from tnat64d.kernel.nft_expressions import Part, conditions, jump, queue, verdict
+from tnat64d.kernel.nft_expressions import Part, conditions, jump, parts, queue
 
 TABLE = "tnat64d"
 
@@ -73,7 +74,7 @@ def render(ruleset: Ruleset) -> str:
     """The table in the language of nft(8), to be read or given to `nft -f`."""
     lines = [f"add table ip {TABLE}", f"delete table ip {TABLE}", f"table ip {TABLE} {{"]
     if ruleset.refusal_memory_ms:
-        lines.append(f"\tset {REFUSED} {{")
+        lines += [f"\tcounter {REFUSED} {{", "\t}", "", f"\tset {REFUSED} {{"]
         lines += [f"\t\t{line}" for line in refused_set.describe(ruleset.refusal_memory_ms)]
         lines += ["\t}", ""]
     for chain in ruleset.chains:
@@ -83,14 +84,14 @@ def render(ruleset: Ruleset) -> str:
         lines += ["\t}", "", f"\tchain {base.name} {{"]
         lines.append(f"\t\ttype {base.kind} hook {base.hook_name} priority {base.priority}; policy accept;")
         for entry in chain.entries:
-            parts = (*conditions(entry), jump(f"{base.name}-rules"))
-            lines.append(f"\t\t{' '.join(part.text for part in parts)}")
+            entered = (*conditions(entry), jump(f"{base.name}-rules"))
+            lines.append(f"\t\t{' '.join(part.text for part in entered)}")
         lines += ["\t}", ""]
     return "\n".join(lines[:-1]) + "\n}\n"
 
 
 def _text(rule: Rule, ruleset: Ruleset) -> str:
-    return " ".join(part.text for part in (*conditions(rule.match), verdict(rule, ruleset)))
+    return " ".join(part.text for part in parts(rule, ruleset))
 
 
 def new(flags: int) -> Message:
@@ -98,10 +99,14 @@ def new(flags: int) -> Message:
     return Message(NFT_MSG_NEWTABLE, (text(1, TABLE), number(2, flags)), CREATE)
 
 
-def messages(ruleset: Ruleset, flags: int, *, queues: bool) -> Iterator[Message]:
-    """The messages that make the table; `flags`: see `new`; `queues`: see `has_queues`."""
+def messages(ruleset: Ruleset, flags: int, *, queues: bool, refused_count: int = 0) -> Iterator[Message]:
+    """The messages that make the table; `flags`: see `new`; `queues`: see `has_queues`.
+
+    `refused_count`: what the counter goes on from.
+    """
     yield new(flags)
     if ruleset.refusal_memory_ms:
+        yield refused_set.make_counter(TABLE, refused_count)
         yield refused_set.make(TABLE, ruleset.refusal_memory_ms)
     for chain in ruleset.chains:
         yield from _chain_messages(chain, ruleset, queues)
@@ -138,11 +143,11 @@ def _chain_messages(chain: Chain, ruleset: Ruleset, queues: bool) -> Iterator[Me
     yield Message(NFT_MSG_NEWCHAIN, (text(1, TABLE), text(3, rules_chain)), CREATE)
     yield Message(NFT_MSG_NEWCHAIN, (text(1, TABLE), text(3, base.name), hook, text(7, base.kind)), CREATE)
     for rule in chain.rules:
-        yield _rule_message(rules_chain, [*conditions(rule.match), verdict(rule, ruleset, queues=queues)])
+        yield _rule_message(rules_chain, parts(rule, ruleset, queues=queues))
     for entry in chain.entries:
         yield _rule_message(base.name, [*conditions(entry), jump(rules_chain)])
 
 
-def _rule_message(chain: str, parts: list[Part]) -> Message:
-    expressions = [expression for part in parts for expression in part.expressions]
+def _rule_message(chain: str, made_of: Iterable[Part]) -> Message:
+    expressions = [expression for part in made_of for expression in part.expressions]
     return Message(NFT_MSG_NEWRULE, (text(1, TABLE), text(2, chain), nested(4, *expressions)), APPEND)

@@ -62,8 +62,9 @@ class Nftables:
     def install(self, ruleset: Ruleset) -> None:
         """Make the table stand, in place of one that stands already."""
         with NfTables() as netlink:
-            queues = nft_table.has_queues(netlink, ruleset)
-            netlink.commit([*nft_table.removal_of_any(), *nft_table.messages(ruleset, flags=0, queues=queues)])
+            queues, refused_count = nft_table.has_queues(netlink, ruleset), refused_set.counted(netlink, TABLE)
+            made = nft_table.messages(ruleset, flags=0, queues=queues, refused_count=refused_count)
+            netlink.commit([*nft_table.removal_of_any(), *made])
 
     def refuse(self, destinations: Iterable[Destination]) -> None:
         """Refuse each for as long as the ruleset says."""
@@ -146,8 +147,10 @@ class OwnedTable:
     def install(self, ruleset: Ruleset) -> None:
         """Make `ruleset` stand in it, in place of the one before. Raises PrivilegeError, Tnat64Error."""
         before = Message(NFT_MSG_DELTABLE, (text(1, TABLE),))
-        queues = nft_table.has_queues(self._netlink, ruleset)
-        self._netlink.commit([before, *nft_table.messages(ruleset, NFT_TABLE_F_OWNER, queues=queues)])
+        netlink = self._netlink
+        queues, refused_count = nft_table.has_queues(netlink, ruleset), refused_set.counted(netlink, TABLE)
+        made = nft_table.messages(ruleset, NFT_TABLE_F_OWNER, queues=queues, refused_count=refused_count)
+        netlink.commit([before, *made])
 
     def refuse(self, destinations: Iterable[Destination]) -> None:
         """See Nftables."""
@@ -174,3 +177,15 @@ def has_refused_set() -> bool:
     """Whether the table stands and remembers refusals. Raises PrivilegeError, Tnat64Error."""
     with NfTables() as netlink:
         return netlink.get(NFT_MSG_GETSET, text(1, TABLE), text(2, REFUSED)) is not None
+
+
+def refused_count() -> int:
+    """How many connects the rules have refused by the set. Raises PrivilegeError, Tnat64Error."""
+    with NfTables() as netlink:
+        return refused_set.counted(netlink, TABLE)
+
+
+def refused_for_s(destination: Destination) -> float | None:
+    """For how long they refuse `destination` from now on; None if they do not. Raises as `refused_count`."""
+    with NfTables() as netlink:
+        return refused_set.left_s(netlink, TABLE, destination)

@@ -16,7 +16,7 @@ from tnat64d.core.config import Config
 from tnat64d.core.ruleset import LOOPBACK, OWN_DEVICE, Ruleset
 from tnat64d.core.settings import Mode, Rules, Settings
 from tnat64d.errors import Tnat64Error, UnavailableError
-from tnat64d.kernel import accounts, backends, cgroup, owned, standing
+from tnat64d.kernel import accounts, backends, cgroup, nftables, owned, standing
 from tnat64d.kernel.installation import Installation
 from tnat64d.kernel.nftables import Nftables
 from tnat64d.kernel.owned import OwnedInstallation
@@ -139,13 +139,26 @@ class HeldRules:
 
     def refuse(self, destinations: Iterable[Destination]) -> None:
         """Let the kernel refuse each for a while, if `install` was told how long; a full set takes no more."""
-        if self._refused is not None and self._ruleset is not None and self._ruleset.refusal_memory_ms:
+        if self._refused is not None and self._remembers_refusals:
             self._refused.refuse(destinations)
 
     def forget_refused(self) -> None:
         """Let it refuse none any more."""
-        if self._refused is not None and self._ruleset is not None and self._ruleset.refusal_memory_ms:
+        if self._refused is not None and self._remembers_refusals:
             self._refused.forget_refused()
+
+    def refused_count(self) -> int:
+        """How many connects it has refused for that. Does not block, and may be asked beside the others."""
+        return nftables.refused_count() if self._remembers_refusals else 0
+
+    def refused_for_s(self, destination: Destination) -> float | None:
+        """For how long it refuses `destination` from now on; None if it does not. As `refused_count`."""
+        return nftables.refused_for_s(destination) if self._remembers_refusals else None
+
+    @property
+    def _remembers_refusals(self) -> bool:
+        ruleset = self._ruleset
+        return ruleset is not None and bool(ruleset.refusal_memory_ms)
 
     @property
     def _refused(self) -> RefusesDestinations | None:
@@ -237,6 +250,14 @@ class SetUpRules:
 
     def forget_refused(self) -> None:
         """Nothing."""
+
+    def refused_count(self) -> int:
+        """Nothing is refused."""
+        return 0
+
+    def refused_for_s(self, destination: Destination) -> float | None:
+        """Nothing is refused."""
+        return None
 
     def answer(self) -> bool:
         """There is no device."""
