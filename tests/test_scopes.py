@@ -330,6 +330,27 @@ def test_a_real_ipv4_route_is_not_taken_instead(gateway_lab: GatewayLab, gateway
             running.daemon.wait_for_total("accepted", 1)
 
 
+@pytest.mark.parametrize("who", ["container", "client"])
+@pytest.mark.parametrize("way", ["owned", "tproxy nftables", "tproxy iptables-nft"])
+def test_a_connection_keeps_its_way_when_its_destination_is_left_alone_from_now_on(
+    gateway_lab: GatewayLab, way: str, who: str
+) -> None:
+    gateway_lab.route_what_bridges_deliver()
+    if who == "client":  # its packets leave by that route unless they are marked
+        gateway_lab.ip("client", "addr add 203.0.113.2/24 dev eth0", "route add default via 203.0.113.1 dev eth0")
+    settings: Tables = {**GATEWAY_WAYS[way], "scope": {"gateway": ["br-test"]}}
+    with (
+        Daemon(gateway_lab.client, gateway_lab.directory, settings=settings) as daemon,
+        dial(gateway_lab.namespaces[who], Port.ECHO) as sock,
+    ):
+        echo(sock)
+        daemon.settings.write_text(f"{daemon.settings.read_text()}not_ports = ['{int(Port.ECHO)}']\n")
+        assert daemon.run("reload").returncode == 0
+        echo(sock, b"x" * 100_000)
+        with pytest.raises(OSError, match=r"timed out|unreachable|No route"):
+            dial(gateway_lab.namespaces[who], Port.ECHO, timeout_s=1.2)
+
+
 @pytest.mark.parametrize("way", ["owned", "static iptables-nft", "tproxy nftables"])
 def test_other_peoples_destination_nat_wins_behind_the_gateway(gateway_lab: GatewayLab, way: str) -> None:
     if way.startswith("tproxy"):

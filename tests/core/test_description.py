@@ -129,6 +129,15 @@ def test_tproxy_mode_marks_only_connections_that_began_under_the_rules() -> None
     assert verdicts(mark, Packet(is_syn=False)) == []
 
 
+def test_tproxy_mode_marks_what_was_captured_also_where_its_destination_is_exempt_by_now() -> None:
+    rules = gateway_ruleset(Mode.TPROXY)
+    exempt = Packet(IPv4Address("10.1.2.3"), in_device="docker0")
+    for hook in (Hook.MARK_OUTPUT, Hook.MARK_PREROUTING):
+        assert verdicts(chain(rules, hook), exempt) == [Verdict.RETURN]
+        older = replace(exempt, is_syn=False, connection_mark=rules.captured.value)
+        assert verdicts(chain(rules, hook), older) == [Verdict.MARK]
+
+
 BEHIND = Scope(gateway=("docker0", "veth0"), not_places=(Place(ports=(25, 25)),))
 GATEWAY = {Mode.REDIRECT: Hook.REDIRECT_PREROUTING, Mode.TPROXY: Hook.MARK_PREROUTING}
 

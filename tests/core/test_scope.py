@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
@@ -118,9 +119,9 @@ def test_what_is_left_alone_returns_before_anything_is_captured(mode: Mode) -> N
     verdicts = [rule.verdict for rule in chain(rules(mode, limited), CAPTURE[mode]).rules]
     first = min(i for i, v in enumerate(verdicts) if v in (Verdict.REDIRECT, Verdict.MARK_CONNECTION))
     assert Verdict.RETURN not in verdicts[first:]
-    left_alone = returns(mode, limited)
-    assert Match(uid=1001) in left_alone
-    assert Match(ports=(22, 22)) in left_alone
+    left_alone = [replace(match, begins_connection=True) for match in returns(mode, limited)]
+    assert Match(uid=1001, begins_connection=True) in left_alone
+    assert Match(ports=(22, 22), begins_connection=True) in left_alone
 
 
 def test_commands_alone_are_all_that_is_captured(mode: Mode) -> None:
@@ -130,9 +131,12 @@ def test_commands_alone_are_all_that_is_captured(mode: Mode) -> None:
 
 def test_commands_are_captured_before_anybodys_programs_return_and_after_all_destinations_did(mode: Mode) -> None:
     limited = scope(exec=True, users=("alice",), not_users=("bob",), not_ports=("22",), ports=("80",))
-    matches = [rule.match for rule in chain(rules(mode, limited), CAPTURE[mode]).rules]
+    found = chain(rules(mode, limited), CAPTURE[mode]).rules
+    matches = [replace(rule.match, begins_connection=True) for rule in found]
     commands = matches.index(Match(cgroup="commands", ports=(80, 80), begins_connection=True))
-    assert matches.index(Match(ports=(22, 22))) < commands < matches.index(Match(uid=1001))
+    not_ports = Match(ports=(22, 22), begins_connection=True)
+    not_users = Match(uid=1001, begins_connection=True)
+    assert matches.index(not_ports) < commands < matches.index(not_users)
     assert Match(uid=1000, ports=(80, 80), begins_connection=True) in matches[commands:]
 
 

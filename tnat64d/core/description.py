@@ -124,16 +124,21 @@ def _redirect_chains(config: Config, scope: Scope, own: Mark, captured: Mark) ->
 
 
 def _tproxy_chains(config: Config, scope: Scope, own: Mark, captured: Mark) -> tuple[Chain, ...]:
-    capture = _capture(config, scope, own, Verdict.MARK_CONNECTION)
+    capture = _of_syns(_capture(config, scope, own, Verdict.MARK_CONNECTION))
     mark_all = Rule(Match(connection_mark=captured, in_original_direction=True), Verdict.MARK)
     # What is for the host itself by now met other people's destination NAT in nat OUTPUT.
     divert = (Rule(Match(destination_is_own=True), Verdict.RETURN), Rule(Match(mark=captured), Verdict.TPROXY))
     chains = [Chain(Hook.MARK_OUTPUT, (Match(),), (*capture, mark_all))]
     if scope.gateway:
-        rules = (*_gateway(config, scope, Verdict.MARK_CONNECTION), mark_all)
+        rules = (*_of_syns(_gateway(config, scope, Verdict.MARK_CONNECTION)), mark_all)
         chains.append(Chain(Hook.MARK_PREROUTING, _from_behind(scope), rules))
     chains.append(Chain(Hook.DIVERT_PREROUTING, (Match(in_device=LOOPBACK), *_from_behind(scope)), divert))
     return tuple(chains)
+
+
+def _of_syns(rules: Iterable[Rule]) -> tuple[Rule, ...]:
+    """What is exempt from now on must not keep the packets of older connections from being marked."""
+    return tuple(replace(rule, match=replace(rule.match, begins_connection=True)) for rule in rules)
 
 
 def _capture(config: Config, scope: Scope, own: Mark, verdict: Verdict) -> tuple[Rule, ...]:
