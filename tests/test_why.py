@@ -97,6 +97,13 @@ def test_ipv4_where_the_host_has_a_route_of_its_own_although_it_is_captured(
         go_through(service.daemon, "IPv4")
 
 
+def test_rules_that_remember_refusals_capture(ideal_lab: IdealNat64Lab) -> None:
+    settings = {"proxy": {"refusal_memory_s": 5.0}}
+    with Daemon(ideal_lab.client, ideal_lab.directory, settings=settings) as daemon:
+        said = why(daemon, f"{SERVER_V4}:{int(Port.ECHO)}")
+        assert (said["way"], fact(said, "rules")) == ("nat64", "they stand, and capture it")
+
+
 def test_a_local_network_is_left_alone_and_fails_at_once(ideal_lab: IdealNat64Lab) -> None:
     conf = f"{CONF}# comment\nlocal = 198.51.100.0/255.255.255.0\n"
     with Daemon(ideal_lab.client, ideal_lab.directory, conf=conf) as daemon:

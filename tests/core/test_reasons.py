@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from tnat64d.core import config
-from tnat64d.core.facts import Asker, Destined, Facts, RouteFound, Silence, Told
+from tnat64d.core.facts import Asker, Facts, RouteFound, Silence, Told
 from tnat64d.core.failures import Failure
+from tnat64d.core.files import Files
 from tnat64d.core.reasons import Explanation, explain
 from tnat64d.core.ruleset import ROUTE_PROTOCOL
 from tnat64d.core.scope import Place, Program, Scope
@@ -41,13 +42,11 @@ def told(
         state="serving",
         pid=7,
         listener="127.0.0.1:6464",
-        destined=Destined.by(of, ADDRESS, 443),
+        rules_way="owned",
+        files=Files(of, Settings()),
         is_sticky=is_sticky,
-        sticky_scope="global",
         failure=failure,
         refused_for_s=refused_for_s,
-        local=of.local,
-        settings=Settings(),
     )
 
 

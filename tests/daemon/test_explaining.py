@@ -1,4 +1,4 @@
-"""The request `why`: its arguments, and what the daemon answers."""
+"""The requests `why` and `files`: their arguments, and what the daemon answers."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ from typing import Any
 
 import pytest
 
-from tests.lab import SERVER_V4, IdealNat64Lab, Port, nat64_address, wait_until
+from tests.lab import SERVER_V4, IdealNat64Lab, Port, wait_until
 from tests.lab.daemon import Daemon, Tables, dial, echo, expect_reset
-from tnat64d.core.config import Way
+from tnat64d.cli import inputs
 from tnat64d.core.facts import Told
-from tnat64d.daemon import control, explaining
+from tnat64d.core.files import Files
+from tnat64d.daemon import explaining
 from tnat64d.errors import Tnat64Error
 
 
 def ask(daemon: Daemon, **arguments: Any) -> Told:
-    return explaining.told(control.ask(daemon.control_socket, "why", timeout_s=5.0, **arguments))
+    return explaining.ask(daemon.control_socket, **arguments)
 
 
 def test_it_tells_the_way_the_state_of_the_scope_and_the_last_failure(ideal_lab: IdealNat64Lab) -> None:
@@ -23,8 +24,10 @@ def test_it_tells_the_way_the_state_of_the_scope_and_the_last_failure(ideal_lab:
     with Daemon(ideal_lab.client, ideal_lab.directory, settings=settings) as daemon:
         said = ask(daemon, address=SERVER_V4, port=int(Port.ECHO))
         assert (said.state, said.pid, said.listener) == ("serving", daemon.process.pid, "127.0.0.1:6464")
-        assert (said.destined.way, said.destined.nat64_address) == (Way.NAT64, nat64_address(SERVER_V4))
-        assert (said.is_sticky, said.sticky_scope, said.failure) == (False, "destination", None)
+        assert said.files == Files(
+            inputs.load_config(str(daemon.conf)), inputs.load_settings(str(daemon.settings))
+        )
+        assert (said.is_sticky, said.failure) == (False, None)
         with dial(ideal_lab.client, Port.ECHO) as sock:
             echo(sock)
         wait_until(lambda: ask(daemon, address=SERVER_V4).is_sticky, "the scope is sticky")

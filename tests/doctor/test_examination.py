@@ -14,8 +14,9 @@ from tnat64d.doctor.examination import CHECKS, Check, Need, examine
 from tnat64d.doctor.subject import Findings, Subject
 
 SUBJECT = Subject(
-    config=Config(),
-    settings=Settings(),
+    written_config=Config(),
+    written_settings=Settings(),
+    loaded=None,
     conf_file="/etc/tnat64.conf",
     settings_file="/etc/tnat64d.toml",
     problems=(),
@@ -63,7 +64,7 @@ def test_without_root_a_check_that_needs_it_is_a_warning(monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize(
     ("need", "subject"),
-    [(Need.DAEMON, replace(SUBJECT, daemon=None)), (Need.CONFIG, replace(SUBJECT, config=None))],
+    [(Need.DAEMON, replace(SUBJECT, daemon=None)), (Need.CONFIG, replace(SUBJECT, written_config=None))],
 )
 def test_without_daemon_or_configuration_a_check_that_needs_it_is_left_out(
     monkeypatch: pytest.MonkeyPatch, need: Need, subject: Subject

@@ -23,7 +23,7 @@ def test_a_host_that_is_well_has_no_fault(host: Patient) -> None:
     assert host.faults() == {}
     code, text = host.say()
     assert code == 0
-    assert text.endswith("\nall 16 checks are ok\n")
+    assert text.endswith("\nall 17 checks are ok\n")
 
 
 def test_a_missing_address_hides_ipv4_and_is_added_by_the_remedy(ideal_lab: IdealNat64Lab) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from tests.doctor.patient import Patient, patient
 from tests.lab import IdealNat64Lab
+from tests.lab.daemon import Tables
 from tnat64d.kernel import processes
 
 pytestmark = pytest.mark.netns("iptables-nft", "iptables-legacy", "nft", "unshare", "setpriv", "prlimit")
@@ -31,7 +32,55 @@ def test_mistakes_in_both_files_are_shown_and_the_rest_is_looked_at(host: Patien
 
 def test_a_file_without_prefix_is_found(host: Patient) -> None:
     host.daemon.conf.write_text("")
+    assert host.daemon.run("reload").returncode == 0
     assert host.faults().keys() == {"configuration", "dns64"}  # whose prefix the file does not have
+
+
+def test_a_changed_tnat64_conf_is_reloaded_by_the_remedy(host: Patient) -> None:
+    with host.daemon.conf.open("a") as file:
+        file.write("local = 203.0.113.0/24\n")
+    assert host.faults() == {"reload": f"warn: {host.daemon.conf} was changed and not reloaded"}
+    assert host.remedy("reload").startswith("tnat64d reload")
+    assert host.faults() == {}
+
+
+@pytest.mark.parametrize("is_static", [False, True])
+def test_changed_settings_are_told_from_rules_that_are_wrong(ideal_lab: IdealNat64Lab, is_static: bool) -> None:
+    with patient(ideal_lab, is_static=is_static) as host:
+        with host.daemon.settings.open("a") as file:
+            file.write("[scope]\nnot_ports = ['25']\n")
+        changed = {"reload": f"warn: {host.daemon.settings} was changed and not reloaded"}
+        assert host.faults() == changed
+        if is_static:
+            assert host.daemon.run("setup", "-f", str(host.daemon.conf)).returncode == 0
+            assert host.faults() == changed
+        host.remedy("reload")
+        assert host.faults() == {}
+
+
+def test_after_a_reload_static_rules_of_the_old_files_are_wrong(ideal_lab: IdealNat64Lab) -> None:
+    with patient(ideal_lab, is_static=True) as host:
+        with host.daemon.conf.open("a") as file:
+            file.write("local = 203.0.113.0/24\n")
+        assert host.faults().keys() == {"reload"}
+        host.remedy("reload")
+        assert host.faults().keys() == {"rules"}
+        host.remedy("rules")
+        assert host.faults() == {}
+
+
+@pytest.mark.parametrize(("is_static", "start"), [(False, "up"), (True, "setup {files} && tnat64d serve")])
+def test_a_change_that_needs_a_restart_is_not_said_to_need_a_reload(
+    ideal_lab: IdealNat64Lab, is_static: bool, start: str
+) -> None:
+    with patient(ideal_lab, is_static=is_static) as host:
+        with host.daemon.settings.open("a") as file:
+            file.write("[proxy]\nport = 6465\n")
+        files = f"-f {host.daemon.conf} -c {host.daemon.settings}"
+        (found,) = [each for each in host.findings() if each["level"] != "ok"]
+        assert (found["check"], found["level"]) == ("reload", "warn")
+        then = start.format(files=files)
+        assert found["remedy"] == f"tnat64d drain -c {host.daemon.settings} && tnat64d {then} {files}"
 
 
 def test_who_is_not_root_is_told_to_be(host: Patient) -> None:
@@ -57,10 +106,10 @@ def test_without_tun_devices_rules_are_said_to_stay(host: Patient) -> None:
     }
 
 
-def test_iptables_that_is_asked_for_and_missing_is_found(host: Patient) -> None:
-    with host.daemon.settings.open("a") as file:
-        file.write('[rules]\nbackend = "iptables"\niptables = "/nowhere/iptables"\n')
-    faults = host.faults()
+def test_iptables_that_is_asked_for_and_missing_is_found(ideal_lab: IdealNat64Lab) -> None:
+    settings: Tables = {"rules": {"backend": "iptables", "iptables": "/nowhere/iptables"}}
+    with patient(ideal_lab, is_started=False, settings=settings) as host:
+        faults = host.faults()
     assert faults["kernel"] == "fail: rules.backend asks for iptables, and there is no /nowhere/iptables"
 
 

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from tests.doctor.test_examination import SUBJECT
-from tnat64d.core.settings import Control, Settings
 from tnat64d.doctor.subject import ask_daemon
 
 
@@ -17,6 +16,6 @@ def test_a_command_of_a_remedy_takes_the_options_that_it_knows() -> None:
 
 
 def test_without_a_daemon_there_is_a_sentence_that_says_so(tmp_path: Path) -> None:
-    answer, why = ask_daemon(Settings(control=Control(str(tmp_path / "none.sock"))))
+    answer, why = ask_daemon(str(tmp_path / "none.sock"))
     assert answer is None
     assert "is it running?" in why

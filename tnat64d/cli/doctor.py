@@ -28,11 +28,11 @@ def add_to(commands: Commands) -> None:
 
 def _doctor(arguments: argparse.Namespace) -> int:
     from tnat64d.doctor.examination import CHECKS, examine
-    from tnat64d.doctor.subject import Subject, ask_daemon
+    from tnat64d.doctor.subject import Subject, ask_daemon, ask_loaded
     from tnat64d.kernel import capabilities
 
     problems: list[str] = []
-    settings, config = Settings(), None
+    settings, config = None, None
     try:
         settings = inputs.load_settings(arguments.settings)
     except ConfigurationError as error:
@@ -41,10 +41,12 @@ def _doctor(arguments: argparse.Namespace) -> int:
         config = inputs.load_config(arguments.conf)
     except ConfigurationError as error:
         problems += error.problems
-    daemon, why_no_daemon = ask_daemon(settings)
+    socket = (settings or Settings()).control.socket
+    daemon, why_no_daemon = ask_daemon(socket)
     subject = Subject(
-        config=config,
-        settings=settings,
+        written_config=config,
+        written_settings=settings,
+        loaded=None if daemon is None else ask_loaded(socket),
         conf_file=arguments.conf,
         settings_file=arguments.settings or inputs.SETTINGS,
         problems=tuple(problems),

@@ -11,14 +11,12 @@ import json
 import os
 import pwd
 import time
-from dataclasses import replace
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address
 from typing import TYPE_CHECKING
 
 from tnat64d.cli import inputs
 from tnat64d.cli.arguments import Commands, command
 from tnat64d.core import scope
-from tnat64d.core.ruleset import LOOPBACK, OWN_DEVICE
 from tnat64d.errors import PrivilegeError, Tnat64Error, UnavailableError, UsageError
 
 if TYPE_CHECKING:
@@ -72,21 +70,20 @@ class _Inquiry:
 
     def facts(self, address: IPv4Address, port: int) -> Facts:
         """Those for one destination. Raises Tnat64Error."""
-        from tnat64d.core.facts import Destined, Facts, Told
+        from tnat64d.core.facts import Facts, Told
         from tnat64d.kernel.route_lookup import look_up
 
         config, settings, changed_files = self._config, self._settings, []
-        destined = Destined.by(config, address, port)
         daemon = _ask_daemon(settings.control.socket, address, port)
         if isinstance(daemon, Told):
-            if (daemon.destined, daemon.local) != (destined, config.local):
+            if daemon.files.config != config:
                 changed_files.append(self._conf_file)
-            if daemon.settings != settings:
+            if daemon.files.settings != settings:
                 changed_files.append(self._settings_file)
-            config, settings = replace(config, local=daemon.local), daemon.settings
-            destined = daemon.destined
-        nat64 = destined.nat64_address
-        standing, changed_rules = _standing(config, settings, self._settings_file)
+            config, settings = daemon.files.config, daemon.files.settings
+        nat64 = config.route(address, port).nat64_address
+        way = daemon.rules_way if isinstance(daemon, Told) else ""
+        standing, changed_rules = _standing(config, settings, self._settings_file, way)
         return Facts(
             conf_file=self._conf_file,
             settings_file=self._settings_file,
@@ -98,7 +95,7 @@ class _Inquiry:
             port=port,
             route=look_up(address, port=port, uid=self._asker.uid),
             ipv4=look_up(address, port=port, mark=settings.rules.mark),
-            nat64=None if nat64 is None else look_up(IPv6Address(nat64), port=port),
+            nat64=None if nat64 is None else look_up(nat64, port=port),
             standing=standing,
             changed_rules=changed_rules,
             changed_files=tuple(changed_files),
@@ -123,29 +120,26 @@ def _asker(user: str | None) -> Asker:
 
 def _ask_daemon(path: str, address: IPv4Address, port: int) -> Told | Silence:
     from tnat64d.core.facts import Silence
-    from tnat64d.daemon import control, explaining
+    from tnat64d.daemon import explaining
 
     try:
-        answer = control.ask(path, "why", control.CONNECT_TIMEOUT_S, address=str(address), port=port)
+        return explaining.ask(path, address=str(address), port=port)
     except UnavailableError as error:
         return Silence(is_running=False, sentence=str(error))
     except Tnat64Error as error:
         return Silence(is_running=True, sentence=f"it runs, and does not tell: {error}")
-    return explaining.told(answer)
 
 
 def _standing(
-    config: Config, settings: Settings, settings_file: str
+    config: Config, settings: Settings, settings_file: str, way: str
 ) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
     """Where rules of ours stand (None: that may not be looked at), and what of them is not as it must be."""
-    from tnat64d.kernel import capturing, owned, rules
+    from tnat64d.kernel import capturing, rules
 
-    device = OWN_DEVICE if owned.is_held() else LOOPBACK
     try:
         held = capturing.held(settings.rules)
         places = capturing.places(held)
-        memory_s = capturing.refusal_memory_s(held, settings.proxy)
-        wanted = rules.describe(config, settings, settings_file, device, memory_s)
+        wanted = rules.describe_made(config, settings, settings_file, way, held)
         return places, capturing.changed(held, wanted) if places else ()
     except PrivilegeError:
         return None, ()

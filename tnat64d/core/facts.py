@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
-from tnat64d.core.config import Config, Local, Way
+from tnat64d.core.config import Config, Way
 from tnat64d.core.failures import Failure
+from tnat64d.core.files import Files
 from tnat64d.core.scope import Scope
 from tnat64d.core.settings import Settings
 
@@ -57,21 +58,20 @@ class Destined:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Told:
-    """What the running daemon says of the destination, and the settings and local networks that it goes by.
+    """What the running daemon says of the destination, and the files as it has read them.
 
+    `rules_way`: who made the rules, as `status` has it.
     `refused_for_s`: how long the kernel itself refuses it from now on, because of `failure`; None: it does not.
     """
 
     state: str
     pid: int
     listener: str
-    destined: Destined
+    rules_way: str
+    files: Files
     is_sticky: bool
-    sticky_scope: str
     failure: Failure | None
     refused_for_s: float | None
-    local: tuple[Local, ...]
-    settings: Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,5 @@ class Facts:
 
     @property
     def destined(self) -> Destined:
-        """By the running daemon's configuration, or else by the file."""
-        if isinstance(self.daemon, Told):
-            return self.daemon.destined
+        """By `config`."""
         return Destined.by(self.config, self.address, self.port)

@@ -307,7 +307,7 @@ def _refusal_steps(facts: Facts) -> list[Step]:
 def _state_step(facts: Facts) -> Step:
     if isinstance(facts.daemon, Silence):
         return Step("state", "not known; it begins with IPv4 first", "tnat64d(8)")
-    scope = f"scope {facts.daemon.sticky_scope}"
+    scope = f"scope {facts.settings.policy.sticky_scope}"
     fact = "NAT64 sticky: it is dialled at once" if facts.daemon.is_sticky else "IPv4 first"
     return Step("state", f"{fact} ({scope})", facts.settings.control.socket)
 

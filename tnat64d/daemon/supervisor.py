@@ -24,6 +24,7 @@ from enum import StrEnum
 from tnat64d import __version__
 from tnat64d.core.config import Config
 from tnat64d.core.failures import Failure, to_refuse
+from tnat64d.core.files import Files
 from tnat64d.core.marks import refusal_mark, worker_mark
 from tnat64d.core.reloading import require_reloadable
 from tnat64d.core.ruleset import QUEUES
@@ -125,6 +126,7 @@ class _Supervisor:
                 "reload": self._reload,
                 "drain": self._drain,
                 "why": self._why,
+                "files": self._files,
                 "exec": self._exec,
                 "door": self._door,
             },
@@ -291,9 +293,11 @@ class _Supervisor:
         return self._surroundings.admission.door()
 
     async def _why(self, question: Question) -> Answer:
-        return self._identity() | explaining.answer(
-            question, self._config, self._settings, self._pool, self._rules
-        )
+        known = explaining.answer(question, self._config, self._settings, self._pool, self._rules)
+        return self._identity() | {"rules_way": self._rules.way} | known
+
+    async def _files(self, question: Question) -> Answer:
+        return Files(self._config, self._settings).as_json()
 
     def _identity(self) -> Answer:
         return {

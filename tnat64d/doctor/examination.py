@@ -42,6 +42,7 @@ CHECKS = (
     _check("privileges", service.privileges),
     _check("kernel", service.kernel),
     _check("daemon", service.daemon),
+    _check("reload", service.reload, Need.DAEMON),
     _check("files", service.files, Need.ROOT, Need.DAEMON),
     _check("rules", rules.rules, Need.ROOT),
     _check("backends", rules.backends, Need.ROOT),

@@ -103,17 +103,19 @@ def _prefixes(config: Config) -> list[Prefix]:
 
 def dns64(subject: Subject) -> Findings:
     """No DNS64 in this network, or one with a prefix that tnat64.conf does not have (RFC 7050)."""
-    assert subject.config is not None
+    config = subject.written_config
+    if config is None:
+        return  # the check of the files tells that
     answer = _addresses(_WELL_KNOWN_NAME, socket.AF_INET6)
     if isinstance(answer, str):
         yield warn(f"no DNS64 gives {_WELL_KNOWN_NAME} an IPv6 address: {answer}", "resolvectl dns")
         return
-    for each in _prefixes(subject.config):
+    for each in _prefixes(config):
         if any(str(each.embed(known)) in answer for known in _WELL_KNOWN_ADDRESSES):
             yield ok(f"the network's DNS64 uses {each}, too")
             return
     directive = f"nat64_prefix = {Prefix(f'{answer[0]}/96', strict=False)}"
-    file, line = shlex.quote(subject.conf_file), subject.config.default_prefix_line
+    file, line = shlex.quote(subject.conf_file), config.default_prefix_line
     change = f"echo '{directive}' >>{file}" if line is None else f"sed -i '{line}s|.*|{directive}|' {file}"
     place = subject.conf_file if line is None else f"{subject.conf_file}:{line}"
     sentence = f"the network's DNS64 answers {answer[0]}, of no prefix of {place}"

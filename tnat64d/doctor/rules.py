@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from tnat64d.core.config import Config
 from tnat64d.core.findings import fail, ok, warn
 from tnat64d.core.marks import Mark
-from tnat64d.core.ruleset import LOOPBACK, OWN_DEVICE, Ruleset
+from tnat64d.core.ruleset import LOOPBACK, Ruleset
 from tnat64d.core.settings import Mode
 from tnat64d.doctor.subject import Findings, Subject
 from tnat64d.kernel import backends as kernel_backends
 from tnat64d.kernel import capturing, firewall, owned, routes, routing
-from tnat64d.kernel.rules import describe
+from tnat64d.kernel.capturing import Held
+from tnat64d.kernel.rules import describe, describe_made
 
 
 def rules(subject: Subject) -> Findings:
@@ -30,18 +31,36 @@ def rules(subject: Subject) -> Findings:
         again = f"{subject.command('teardown')} && {subject.command('setup')}"
         yield fail(f"rules of ours stand in {' and in '.join(standing)}: a packet meets them twice", again)
         return
-    memory_s = capturing.refusal_memory_s(standing, subject.settings.proxy)
-    ruleset = _wanted(subject, OWN_DEVICE if held else LOOPBACK, memory_s)
-    missing = _missing(ruleset)
+    missing, changed = _different(subject, standing)
     if missing:
         yield fail(f"missing of our routing: {'; '.join(missing)}", subject.restoring)
     (backend,) = standing
-    changed = capturing.changed(standing, ruleset, all_parts=True)
     if changed:
         yield fail(f"gone, or not as both files say: {', '.join(changed)} ({backend})", subject.restoring)
     if not missing and not changed:
         whose = f"held by the daemon (pid {subject.daemon['pid']})" if held else "until teardown"
         yield ok(f"{backend}, routing table {subject.settings.rules.table}, {whose}")
+
+
+def _different(subject: Subject, standing: Held) -> tuple[list[str], tuple[str, ...]]:
+    """What is missing of the routing, and what else is not as it must be.
+
+    `setup` goes by the files as they are now, the daemon by those that it has read: rules that are right by
+    either are, and the check of the reload tells of the rest.
+    """
+    assert subject.daemon is not None
+    way = subject.daemon["rules"]["way"]
+    found = []
+    for config, settings in (
+        (subject.config or Config(), subject.settings),
+        (subject.written_config, subject.written_settings),
+    ):
+        if config is not None and settings is not None:
+            ruleset = describe_made(config, settings, subject.settings_file, way, standing)
+            found.append((_missing(ruleset), capturing.changed(standing, ruleset, all_parts=True)))
+            if not any(found[-1]):
+                return [], ()
+    return found[0]
 
 
 def _missing(ruleset: Ruleset) -> list[str]:
@@ -67,10 +86,6 @@ def _left_behind(subject: Subject, is_standing: bool) -> Findings:
         yield ok("none stand, as no daemon runs")
 
 
-def _wanted(subject: Subject, device: str, refusal_memory_s: float = 0.0) -> Ruleset:
-    return describe(subject.config or Config(), subject.settings, subject.settings_file, device, refusal_memory_s)
-
-
 def backends(subject: Subject) -> Findings:
     """NAT rules by iptables-legacy beside others by iptables-nft: each packet meets both."""
     mixed = [name for name in (kernel_backends.LEGACY, kernel_backends.NFT) if kernel_backends.has_nat_rules(name)]
@@ -86,7 +101,7 @@ def backends(subject: Subject) -> Findings:
 
 def marks(subject: Subject) -> Findings:
     """Somebody else's rule that takes the daemon's connections for his own, or his packets for the daemon's."""
-    ruleset = _wanted(subject, LOOPBACK)
+    ruleset = describe(subject.config or Config(), subject.settings, subject.settings_file, LOOPBACK)
     chosen = subject.settings.rules
     used = [Mark(chosen.mark, chosen.mark_mask)]
     used += [ruleset.captured] if chosen.mode is Mode.TPROXY else []

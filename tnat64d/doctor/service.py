@@ -7,7 +7,9 @@ import shutil
 from pathlib import Path
 
 from tnat64d.core.findings import fail, ok, warn
+from tnat64d.core.reloading import require_reloadable
 from tnat64d.doctor.subject import Findings, Subject
+from tnat64d.errors import ConfigurationError
 from tnat64d.kernel import owned, processes
 from tnat64d.kernel.nftables import Nftables
 
@@ -23,9 +25,10 @@ def configuration(subject: Subject) -> Findings:
     """A mistake in one of the two files, or no prefix in tnat64.conf."""
     for problem in subject.problems:
         yield fail(problem, f"$EDITOR {problem.partition(':')[0]}")
-    if subject.problems or subject.config is None:
+    config = subject.written_config
+    if subject.problems or config is None:
         return
-    if subject.config.default_prefix is None and not subject.config.paths:
+    if config.default_prefix is None and not config.paths:
         yield warn(
             f"{subject.conf_file} has no nat64_prefix: every destination is tried by IPv4 only",
             f"echo 'nat64_prefix = PREFIX' >>{shlex.quote(subject.conf_file)}",
@@ -73,6 +76,35 @@ def daemon(subject: Subject) -> Findings:
     else:
         held = " and holds its rules" if owned.is_held() else ""
         yield ok(f"{status['version']}, pid {status['pid']}, serves on {status['listener']}{held}")
+
+
+def reload(subject: Subject) -> Findings:
+    """A file that was changed since the daemon has read it, which goes by the old one."""
+    loaded, config = subject.loaded, subject.written_config
+    if loaded is None:
+        yield warn("the daemon does not tell what it has read", _restarting(subject))
+        return
+    changed = [subject.conf_file] if config is not None and config != loaded.config else []
+    remedy = subject.command("reload")
+    settings = subject.written_settings
+    if settings is not None and settings != loaded.settings:
+        changed.append(subject.settings_file)
+        try:
+            require_reloadable(loaded.settings, settings, subject.settings_file)
+        except ConfigurationError:
+            remedy = _restarting(subject)
+    for file in changed:
+        yield warn(f"{file} was changed and not reloaded", remedy)
+    if not changed and not subject.problems:
+        yield ok("the daemon goes by both files as they are now")
+
+
+def _restarting(subject: Subject) -> str:
+    if _SYSTEMD.exists():
+        return "systemctl restart tnat64d"
+    assert subject.daemon is not None
+    start = ("setup", "serve") if subject.daemon["rules"]["way"] == "setup" else ("up",)
+    return " && ".join(map(subject.command, ("drain", *start)))
 
 
 def files(subject: Subject) -> Findings:

@@ -1,4 +1,4 @@
-"""What every check is told: the two files, the daemon's answer, and who asks.
+"""What every check is told: the two files, the daemon's answers, and who asks.
 
 Owns asking the daemon once. Refuses to own judging.
 """
@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from tnat64d.core.config import Config
+from tnat64d.core.files import Files
 from tnat64d.core.findings import Finding
 from tnat64d.core.settings import Settings
-from tnat64d.daemon import control
+from tnat64d.daemon import control, explaining
 from tnat64d.errors import Tnat64Error
 from tnat64d.kernel import owned
 
@@ -20,20 +21,22 @@ Findings = Iterator[Finding]
 
 ANSWER_TIMEOUT_S = 3.0
 
-_READ_CONF = ("up", "setup", "check", "doctor")
+_READ_CONF = ("up", "serve", "setup", "check", "doctor")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """`config`: None where tnat64.conf is wrong; `problems`: the mistakes of both files.
+    """`written_config` and `written_settings`: the files as they are now, None for one that is wrong; `problems`:
+    the mistakes of both. `loaded`: the files as the running daemon has read them, None where none tells.
 
     `conf_option` and `settings_option`: how the command line named the files, for remedies, or empty.
     `daemon`: its status, or None and `why_no_daemon`. `target`: name or address and port to try a
     connection to, None for nowhere in particular.
     """
 
-    config: Config | None
-    settings: Settings
+    written_config: Config | None
+    written_settings: Settings | None
+    loaded: Files | None
     conf_file: str
     settings_file: str
     problems: tuple[str, ...]
@@ -43,6 +46,16 @@ class Subject:
     daemon: dict[str, Any] | None
     why_no_daemon: str
     target: tuple[str, int] | None
+
+    @property
+    def config(self) -> Config | None:
+        """What the daemon goes by, or else what the file says."""
+        return self.written_config if self.loaded is None else self.loaded.config
+
+    @property
+    def settings(self) -> Settings:
+        """As `config`, or else the defaults."""
+        return (self.written_settings or Settings()) if self.loaded is None else self.loaded.settings
 
     def command(self, name: str) -> str:
         """The command `name` of this program with the same files, for a shell."""
@@ -60,9 +73,17 @@ class Subject:
         return number
 
 
-def ask_daemon(settings: Settings) -> tuple[dict[str, Any] | None, str]:
-    """The daemon's status, or None and why not."""
+def ask_daemon(socket: str) -> tuple[dict[str, Any] | None, str]:
+    """The status of the daemon at the control socket, or None and why not."""
     try:
-        return control.ask(settings.control.socket, "status", ANSWER_TIMEOUT_S), ""
+        return control.ask(socket, "status", ANSWER_TIMEOUT_S), ""
     except Tnat64Error as error:
         return None, str(error)
+
+
+def ask_loaded(socket: str) -> Files | None:
+    """The files as the daemon has read them; None if it does not say, as one of an older version."""
+    try:
+        return explaining.ask_files(socket)
+    except Tnat64Error:
+        return None

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 
 from tnat64d.core.capture import CAPTURING
 from tnat64d.core.ruleset import Ruleset
-from tnat64d.core.settings import Proxy, Rules
+from tnat64d.core.settings import Rules
 from tnat64d.errors import PrivilegeError, Tnat64Error
-from tnat64d.kernel import backends, capabilities, nftables, owned, scratch
+from tnat64d.kernel import backends, capabilities, owned, scratch
 from tnat64d.kernel.backends import Backend
 from tnat64d.kernel.iptables import CHAINS, Iptables, chain_part, jump_part
 from tnat64d.kernel.nft_table import TABLE
@@ -47,11 +47,6 @@ def places(held: Held) -> tuple[str, ...]:
         hooks = (hook for hook in CAPTURING if jump_part(CHAINS[hook]) in standing)
         found += [f"{name} -t {hook.table} chain {CHAINS[hook]}" for hook in hooks]
     return tuple(found)
-
-
-def refusal_memory_s(held: Held, proxy: Proxy) -> float:
-    """What the rules in `held` were made with: those of `setup` remember no refusals, whatever `proxy` says."""
-    return proxy.refusal_memory_s if "nftables" in held and nftables.has_refused_set() else 0.0
 
 
 _ALL_CAPTURING = {PART, *(part(CHAINS[hook]) for hook in CAPTURING for part in (chain_part, jump_part))}

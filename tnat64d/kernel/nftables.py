@@ -10,14 +10,13 @@ import errno
 import subprocess
 from collections.abc import Iterable, Iterator
 
-from tnat64d.core.ruleset import REFUSED, Ruleset
+from tnat64d.core.ruleset import Ruleset
 from tnat64d.errors import PrivilegeError, Tnat64Error, UnavailableError
 from tnat64d.kernel import nft_table, refused_set
 from tnat64d.kernel.nfnetlink import (
     NFT_MSG_DELTABLE,
     NFT_MSG_GETCHAIN,
     NFT_MSG_GETRULE,
-    NFT_MSG_GETSET,
     NFT_TABLE_F_OWNER,
     Message,
     NfTables,
@@ -171,12 +170,6 @@ class OwnedTable:
     def close(self) -> None:
         """Let the kernel take it away, unless another process has the descriptor, too."""
         self._netlink.close()
-
-
-def has_refused_set() -> bool:
-    """Whether the table stands and remembers refusals. Raises PrivilegeError, Tnat64Error."""
-    with NfTables() as netlink:
-        return netlink.get(NFT_MSG_GETSET, text(1, TABLE), text(2, REFUSED)) is not None
 
 
 def refused_count() -> int:

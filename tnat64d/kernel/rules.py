@@ -8,7 +8,7 @@ Refuses to own what stands (`core.description`) and how it gets there (`kernel.i
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import AbstractContextManager, nullcontext
 
 from tnat64d.core import description, scope
@@ -293,6 +293,17 @@ def describe(
     proxy = settings.proxy
     honest = scope.honest_places(proxy)
     return description.describe(config, settings.rules, resolved, proxy.port, device, honest, refusal_memory_s)
+
+
+def describe_made(
+    config: Config, settings: Settings, settings_file: str, way: str, backend_names: Collection[str]
+) -> Ruleset:
+    """What must stand in the backends where rules do, if a daemon's `way` with them is this one, as it tells it
+    (empty: there is none). Raises as `describe`.
+    """
+    device = OWN_DEVICE if owned.is_held() else LOOPBACK
+    is_filled = way in ("owned", "static") and "nftables" in backend_names
+    return describe(config, settings, settings_file, device, settings.proxy.refusal_memory_s if is_filled else 0.0)
 
 
 def _exec_group(settings: Settings, *, stays: bool = True) -> AbstractContextManager[None]:
