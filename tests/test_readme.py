@@ -23,6 +23,7 @@ import pytest
 from tests.lab import SERVER_V4, LabError, Nat64Lab, Process, nat64_address
 from tests.lab.daemon import snapshot
 from tnat64d.core import config, settings
+from tnat64d.doctor.examination import CHECKS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -152,7 +153,7 @@ STEPS = (
     Step("sudo tnat64d up", "prefix 2001:db8:64::/96", _open_terminal),
     Step("curl -4 http://ipv4.example.com/", "hello from the IPv4 server"),
     Step("sudo tnat64d status", "1 ended by NAT64"),
-    Step("sudo tnat64d doctor", "all 16 checks are ok"),
+    Step("sudo tnat64d doctor", f"all {len(CHECKS)} checks are ok"),
     Step("(Ctrl-C)", "stopped", _press_ctrl_c),
     Step("sudo tnat64d setup --dry-run", "redirect to :6464", _look_untouched),
     Step("(kill -9)", "", _kill),

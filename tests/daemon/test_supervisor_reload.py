@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from pathlib import Path
 
@@ -136,6 +137,45 @@ def test_a_reload_reads_the_settings_for_rules_and_new_connections(ideal_lab: Id
         assert daemon.status()["sticky_scope"] == "prefix"
         assert daemon.status()["sticky"] == ["2001:db8:64::/96"]
         assert " -> " not in daemon.log
+
+
+TOUCHING: dict[str, Tables] = {
+    "scope": {"scope": {"not_ports": ["2525"]}},
+    "honest": {"proxy": {"connect": "honest", "honest_ports": ["443"]}},
+    "nothing": {"proxy": {"connect": "honest", "idle_timeout_s": 9.0}},
+}
+
+
+@pytest.mark.parametrize("change", TOUCHING)
+def test_beside_setup_a_reload_says_whether_the_rules_need_it_too(ideal_lab: IdealNat64Lab, change: str) -> None:
+    with daemon_in(ideal_lab, "serve", connect="honest") as daemon:
+        write_settings(daemon, {"proxy": {"connect": "honest"}, **TOUCHING[change]})
+        done = daemon.run("reload")
+        assert done.stdout.startswith("reloaded: prefix ")
+        assert ("this change touches them: run `tnat64d setup`, too" in done.stdout) == (change != "nothing")
+        assert ('"tnat64d setup"' in daemon.log) == (change != "nothing")
+        assert json.loads(daemon.run("reload", "--json").stdout)["needs_setup"] is False
+        daemon.conf.write_text(f"local = 203.0.113.0/24\n{CONF}")
+        assert json.loads(daemon.run("reload", "--json").stdout) == {
+            "summary": "prefix 2001:db8:64::/96, 0 paths, 1 local networks",
+            "needs_setup": True,
+        }
+
+
+def test_beside_setup_a_scope_of_nobody_changes_nothing(ideal_lab: IdealNat64Lab) -> None:
+    with daemon_in(ideal_lab, "serve") as daemon:
+        write_settings(daemon, {"scope": {"users": ["nosuchuser"]}})
+        done = daemon.run("reload")
+        assert (done.returncode, done.stderr) == (
+            78,
+            f"{daemon.settings}: scope: there is no user 'nosuchuser' on this host\n",
+        )
+
+
+def test_a_daemon_that_makes_its_rules_needs_no_setup(ideal_lab: IdealNat64Lab) -> None:
+    with daemon_in(ideal_lab) as daemon:
+        write_settings(daemon, TOUCHING["scope"])
+        assert json.loads(daemon.run("reload", "--json").stdout)["needs_setup"] is False
 
 
 def test_a_limit_on_connections_is_changed_by_a_reload(ideal_lab: IdealNat64Lab) -> None:

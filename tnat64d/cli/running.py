@@ -17,7 +17,8 @@ def add_to(commands: Commands) -> None:
     drain = command(commands, "drain", _drain, "let the running daemon end, and wait for its connections")
     for each in (status, reload, drain):
         inputs.take_settings(each)
-    status.add_argument("--json", action="store_true", help="for programs")
+    for each in (status, reload):
+        each.add_argument("--json", action="store_true", help="for programs")
 
 
 def _status(arguments: argparse.Namespace) -> int:
@@ -72,8 +73,18 @@ def _reload(arguments: argparse.Namespace) -> int:
     from tnat64d.daemon import control
 
     answer = control.ask(inputs.load_settings(arguments.settings).control.socket, "reload")
-    print(f"reloaded: {answer['summary']}")
+    print(json.dumps(answer) if arguments.json else _reload_text(answer))
     return 0
+
+
+def _reload_text(answer: dict[str, object]) -> str:
+    text = f"reloaded: {answer['summary']}"
+    if answer["needs_setup"]:
+        text += (
+            "\nThe kernel's rules are those of setup, and this change touches them: run `tnat64d setup`, too"
+            " (systemctl reload tnat64d does both)"
+        )
+    return text
 
 
 def _drain(arguments: argparse.Namespace) -> int:

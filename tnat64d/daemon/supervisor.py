@@ -38,7 +38,7 @@ from tnat64d.daemon.healing import Healer
 from tnat64d.daemon.pool import WorkerPool
 from tnat64d.daemon.rules import Rules, RulesThread
 from tnat64d.errors import Tnat64Error, UnavailableError
-from tnat64d.kernel import nfqueue, original_dst
+from tnat64d.kernel import nfqueue, original_dst, rules
 from tnat64d.kernel.default_routes import DefaultRouteMonitor
 from tnat64d.kernel.refusals import Refuser
 from tnat64d.kernel.systemd import Notifier
@@ -268,6 +268,7 @@ class _Supervisor:
                 config = await asyncio.to_thread(self._surroundings.load_config)
                 settings = await asyncio.to_thread(self._surroundings.load_settings)
                 require_reloadable(self._settings, settings, self._surroundings.settings_file)
+                needs_setup = await self._needs_setup(Files(config, settings))
                 await self._rules.install(config, settings)
                 self._healer.made_anew()
                 self._config, self._settings = config, settings
@@ -276,7 +277,16 @@ class _Supervisor:
             finally:
                 notifier.ready(_summary(self._config))
             _log.info("reloaded: %s", _summary(config))
-            return {"summary": _summary(config)}
+            if needs_setup:
+                _log.info('the change touches the kernel\'s rules, which "tnat64d setup" makes')
+            return {"summary": _summary(config), "needs_setup": needs_setup}
+
+    async def _needs_setup(self, after: Files) -> bool:
+        """Whether what `after` changes in the rules is left to `setup`. Raises ConfigurationError (scope)."""
+        if self._rules.way != "setup":
+            return False
+        before, file = Files(self._config, self._settings), self._surroundings.settings_file
+        return await asyncio.to_thread(rules.needs_setup, before, after, file)
 
     async def _drain(self, question: Question) -> Answer:
         """Stop accepting, and answer when the workers have ended."""

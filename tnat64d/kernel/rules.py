@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 from tnat64d.core import description, scope
 from tnat64d.core.config import Config
+from tnat64d.core.files import Files
 from tnat64d.core.ruleset import LOOPBACK, OWN_DEVICE, Ruleset
 from tnat64d.core.settings import Mode, Rules, Settings
 from tnat64d.errors import Tnat64Error, UnavailableError
@@ -304,6 +305,12 @@ def describe_made(
     device = OWN_DEVICE if owned.is_held() else LOOPBACK
     is_filled = way in ("owned", "static") and "nftables" in backend_names
     return describe(config, settings, settings_file, device, settings.proxy.refusal_memory_s if is_filled else 0.0)
+
+
+def needs_setup(before: Files, after: Files, settings_file: str) -> bool:
+    """Whether rules that `setup` made by `before` are not those by `after`. Raises as `describe`."""
+    old, new = (describe(each.config, each.settings, settings_file, LOOPBACK) for each in (before, after))
+    return old != new
 
 
 def _exec_group(settings: Settings, *, stays: bool = True) -> AbstractContextManager[None]:
