@@ -135,6 +135,28 @@ def test_somebody_elses_use_of_our_mark_is_found_once(host: Patient, name: str) 
     assert "set rules.mark" in found[0]["remedy"]
 
 
+OVERWRITING = {
+    "iptables-nft": "iptables-nft -t mangle -A OUTPUT -j MARK --set-mark 0x1",
+    "iptables-legacy": "iptables-legacy -t mangle -A OUTPUT -p tcp -j CONNMARK --restore-mark",
+    "nft": "nft add table ip t; nft 'add chain ip t c { type route hook output priority mangle; }'; "
+    "nft add rule ip t c meta mark set 1",
+}
+
+
+@pytest.mark.parametrize("mode", ["owned", "iptables-nft", "nftables"])
+@pytest.mark.parametrize("name", OVERWRITING)
+def test_whoever_writes_over_our_mark_is_found_and_let_past_by_the_remedy(
+    ideal_lab: IdealNat64Lab, name: str, mode: str
+) -> None:
+    with patient(ideal_lab, is_static=mode != "owned", settings=STATIC.get(mode)) as host:
+        sh(host, OVERWRITING[name])
+        (found,) = [each for each in host.findings() if each["level"] != "ok"]
+        assert (found["check"], found["level"]) == ("marks", "warn")
+        assert found["sentence"].endswith(" writes over our mark 0x6464/0xffff before our rules see it")
+        host.remedy("marks")
+        assert host.faults() == {}
+
+
 def test_other_marks_are_left_alone(host: Patient) -> None:
     host.host.run(["ip", "rule", "add", "pref", "100", "fwmark", "0xca6c", "lookup", "100"])
     sh(host, "iptables-nft -t mangle -A OUTPUT -m mark --mark 0x1/0xff00 -j ACCEPT")

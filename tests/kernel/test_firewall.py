@@ -4,58 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from tests.kernel import bare_host
 from tests.lab import Namespace
-from tnat64d.core.marks import Mark
 from tnat64d.kernel import firewall
-from tnat64d.kernel.installation import Installation
 
 pytestmark = pytest.mark.netns("iptables-nft", "iptables-legacy", "nft")
-
-ALL = 0xFFFFFFFF
-MARKS = {
-    "iptables-nft -t mangle -A OUTPUT -m mark --mark 0x64/0xff -j ACCEPT": Mark(0x64, 0xFF),
-    "iptables-nft -t mangle -A OUTPUT -m mark ! --mark 0x64 -j ACCEPT": Mark(0x64, ALL),
-    "iptables-legacy -t mangle -A OUTPUT -j MARK --set-xmark 0x64/0xff": Mark(0x64, 0xFF),
-    "nft add rule ip t c meta mark 0x64 accept": Mark(0x64, ALL),
-    "nft add rule ip t c meta mark and 0xff == 0x64 accept": Mark(0x64, 0xFF),
-    "nft add rule ip t c meta mark != 0x64 accept": Mark(0x64, ALL),
-    "nft add rule ip t c meta mark set 0x64": Mark(0x64, ALL),
-    "nft add rule ip t c meta mark set meta mark and 0xffffff00 or 0x64": Mark(0x64, 0xFF),
-    "nft add rule ip t c meta mark set meta mark or 0x64": Mark(0x64, 0x64),
-    "nft add rule ip t c meta mark { 0x64 } accept": Mark(0x64, ALL),
-    "nft add rule ip t c meta mark vmap { 0x64 : accept }": Mark(0x64, ALL),
-    "nft add rule ip t c meta mark 0x40-0x7f accept": Mark(0x40, 0xFFFFFFC0),
-    "nft 'add set ip t s { type mark; elements = { 0x64 }; }'; nft add rule ip t c meta mark @s accept": Mark(
-        0x64, ALL
-    ),
-}
 
 
 def run(host: Namespace, script: str) -> None:
     host.run(["sh", "-ec", script])
-
-
-@pytest.mark.parametrize("rule", MARKS)
-def test_marks_are_found_with_their_masks(host: Namespace, rule: str) -> None:
-    run(host, f"nft add table ip t; nft add chain ip t c; {rule}")
-    program = "nft" if rule.startswith("nft") else f"{rule.split()[0]}-save"
-    found = host.call(lambda: list(firewall.marks(firewall.listings())))
-    assert [mark for name, mark, _ in found if name == program] == [MARKS[rule]]
-
-
-def test_a_comment_is_no_mark(host: Namespace) -> None:
-    run(host, "iptables-nft -A OUTPUT -m comment --comment 'not -m mark --mark 0x64 \\\"' -j ACCEPT")
-    assert host.call(lambda: list(firewall.marks(firewall.listings()))) == []
-
-
-@pytest.mark.parametrize("name", ["nftables", *bare_host.BACKENDS])
-def test_our_own_rules_are_left_out(host: Namespace, name: str) -> None:
-    ruleset = bare_host.ruleset()
-    host.call(Installation(bare_host.backend(name)).install, ruleset)
-    listings = host.call(firewall.listings)
-    assert listings.keys() == {"iptables-nft-save", "iptables-legacy-save", "nft"}
-    assert host.call(lambda: list(firewall.marks(listings))) == []
 
 
 def test_a_chain_that_drops_is_named_until_a_rule_lets_the_port_in(host: Namespace) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,17 @@ def test_open_files_grow_by_one_with_one() -> None:
     with open(os.devnull):
         assert processes.open_files(os.getpid()) == (before + 1, limit)
     assert limit == resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def test_the_user_is_the_effective_one() -> None:
+    command = "import os, sys; os.seteuid(65534); print(flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-Ic", command], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        assert processes.uid(other.pid) == 65534
+        other.communicate()
 
 
 def test_a_process_that_has_ended_is_an_oserror() -> None:

@@ -12,8 +12,9 @@ from tnat64d.core.ruleset import LOOPBACK, Ruleset
 from tnat64d.core.settings import Mode
 from tnat64d.doctor.subject import Findings, Subject
 from tnat64d.kernel import backends as kernel_backends
-from tnat64d.kernel import capturing, firewall, owned, routes, routing
+from tnat64d.kernel import capturing, firewall, foreign_marks, owned, processes, routes, routing
 from tnat64d.kernel.capturing import Held
+from tnat64d.kernel.foreign_marks import Overwriting, Packets
 from tnat64d.kernel.rules import describe, describe_made
 
 
@@ -100,33 +101,45 @@ def backends(subject: Subject) -> Findings:
 
 
 def marks(subject: Subject) -> Findings:
-    """Somebody else's rule that takes the daemon's connections for his own, or his packets for the daemon's."""
+    """Somebody else's rule that takes the daemon's connections for his own, or his packets for the daemon's, or
+    that makes the daemon's connections look like anybody's, so that they come back to it.
+    """
     ruleset = describe(subject.config or Config(), subject.settings, subject.settings_file, LOOPBACK)
     chosen = subject.settings.rules
     used = [Mark(chosen.mark, chosen.mark_mask)]
     used += [ruleset.captured] if chosen.mode is Mode.TPROXY else []
-    places = list(_collisions(used))
-    if chosen.mode is Mode.TPROXY:
-        places += _connection_marks()
+    listings = firewall.listings()
+    overwriting = list(_overwriting(subject, used[0], listings))
+    for each in overwriting:
+        yield warn(f"{each.place} writes over our mark {used[0]} before our rules see it", each.remedy)
+    places = list(_collisions(used, listings))
+    if chosen.mode is Mode.TPROXY and not overwriting:
+        places += _connection_marks(listings)
     for place in places:
         yield warn(
             f"{place} uses our mark {used[0]}, or all bits of the mark",
             f"set rules.mark to a free one in {subject.settings_file}, then restart tnat64d",
         )
-    if not places:
+    if not places and not overwriting:
         yield ok(f"nobody else uses {' or '.join(map(str, used))}")
 
 
-def _collisions(used: list[Mark]) -> Iterator[str]:
+def _overwriting(subject: Subject, own: Mark, listings: dict[str, str]) -> Iterator[Overwriting]:
+    uid = None if subject.daemon is None else processes.uid(subject.daemon["pid"])
+    return foreign_marks.overwriting(listings, Packets(own, uid))
+
+
+def _collisions(used: list[Mark], listings: dict[str, str]) -> Iterator[str]:
     for rule in routing.mark_rules():
         if any(_collide(own, rule.mark) for own in used):
             yield f"the routing rule {rule.priority} (fwmark {rule.mark})"
     seen = set()
-    for program, mark, place in firewall.marks(firewall.listings()):
+    for use in foreign_marks.uses(listings):
+        is_for_us = use.is_passing and use.mark in used
         # What iptables-nft made is also in the listing of nft.
-        if mark not in seen and any(_collide(own, mark) for own in used):
-            seen.add(mark)
-            yield f"a rule of {program} ({place})"
+        if not is_for_us and use.mark not in seen and any(_collide(own, use.mark) for own in used):
+            seen.add(use.mark)
+            yield f"a rule of {use.program} ({use.place})"
 
 
 def _collide(own: Mark, other: Mark) -> bool:
@@ -134,12 +147,12 @@ def _collide(own: Mark, other: Mark) -> bool:
     return other.value != 0 and (own.value & other.mask == other.value or other.value & own.mask == own.value)
 
 
-def _connection_marks() -> list[str]:
+def _connection_marks(listings: dict[str, str]) -> list[str]:
     """Saving or restoring the whole mark takes that of TPROXY mode away, or puts it where it does not belong."""
     pattern = re.compile(
         r"-j CONNMARK --(?:save|restore)-mark.*|ct mark set (?:meta )?mark\b|meta mark set ct mark\b"
     )
-    found = [(program, pattern.search(text)) for program, text in firewall.listings().items()]
+    found = [(program, pattern.search(text)) for program, text in listings.items()]
     return [f"a rule of {program} ({match.group()})" for program, match in found if match][:1]
 
 

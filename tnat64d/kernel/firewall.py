@@ -1,7 +1,7 @@
 """The host's packet rules, whoever made them, as their programs print them.
 
-Owns running the programs and finding marks, policies and jumps in the text. Refuses to own our rules
-(`kernel.iptables`, `kernel.nftables`): their lines are left out.
+Owns running the programs and finding policies and jumps in the text. Refuses to own marks (`kernel.foreign_marks`)
+and our rules (`kernel.iptables`, `kernel.nftables`): their lines are left out.
 """
 
 from __future__ import annotations
@@ -10,19 +10,16 @@ import fnmatch
 import json
 import re
 import subprocess
-from collections.abc import Iterator
-from ipaddress import IPv4Address, summarize_address_range
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from tnat64d.core.marks import Mark
-
 TIMEOUT_S = 10.0
-_SAVES = ("iptables-nft-save", "iptables-legacy-save")
-_PROGRAMS = (*_SAVES, "nft -s list ruleset")
+SAVES = ("iptables-nft-save", "iptables-legacy-save")
+_PROGRAMS = (*SAVES, "nft -s list ruleset")
 
-_IPTABLES_MARK = re.compile(r"(?:-m mark(?: !)? --mark|-j MARK --set-x?mark) (\w+)(?:/(\w+))?")
 _COMMENT = re.compile(r' (?:-m comment --)?comment (?:"(?:[^"\\]|\\.)*"|\S+)')
-_ALL_BITS = 0xFFFFFFFF
+
+Objects = list[tuple[str, dict[str, Any]]]
 
 
 def listings() -> dict[str, str]:
@@ -53,35 +50,9 @@ def _without_ours(text: str) -> str:
     return "".join(line for line in text.splitlines(keepends=True) if "TNAT64D" not in line)
 
 
-def marks(listing: dict[str, str]) -> Iterator[tuple[str, Mark, str]]:
-    """Each mark of packets that is compared or set: the program, the mark, and the rule in words.
-
-    A range is several, as marks with masks. nft is asked for JSON of its tables (libnftables-json(5)).
-    """
-    for program in _SAVES:
-        for line in map(str.strip, listing.get(program, "").splitlines()):
-            for value, mask in _IPTABLES_MARK.findall(line):
-                yield program, Mark(int(value, 0), int(mask, 0) if mask else _ALL_BITS), line
-    objects = list(_nft_objects(listing))
-    sets = {
-        (entry["family"], entry["table"], f"@{entry['name']}"): entry.get("elem", [])
-        for kind, entry in objects
-        if kind in ("set", "map")
-    }
-    for kind, rule in objects:
-        if kind == "rule":
-            place = f"table {rule['family']} {rule['table']}, chain {rule['chain']}, handle {rule['handle']}"
-            named = {name: elements for (*table, name), elements in sets.items() if table == _table_of(rule)}
-            for statement in rule["expr"]:
-                yield from (("nft", mark, place) for mark in _marks_of(statement, named))
-
-
-def _table_of(rule: dict[str, Any]) -> list[str]:
-    return [rule["family"], rule["table"]]
-
-
-def _nft_objects(listing: dict[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(kind, body) of all that nft shows as JSON of the tables in `listing`, but for our chains.
+def nft_tables(listing: Mapping[str, str]) -> Iterator[tuple[str, str, Objects]]:
+    """Family, name, and (kind, body) of all that nft shows as JSON (libnftables-json(5)) of each table in
+    `listing`, but for our chains.
 
     Table by table: of one that has an owner, such as ours, nft 1.0.6 shows flags that no reader of JSON takes.
     """
@@ -90,66 +61,13 @@ def _nft_objects(listing: dict[str, str]) -> Iterator[tuple[str, dict[str, Any]]
             entries = json.loads(_printed(f"nft -j list table {family} {table}") or "{}").get("nftables", [])
         except ValueError:
             continue
-        for entry in entries:
-            for kind, body in entry.items():
-                if not str(body.get("chain", "")).startswith("TNAT64D"):
-                    yield kind, body
-
-
-_MARK = {"meta": {"key": "mark"}}
-
-
-def _marks_of(statement: dict[str, Any], named: dict[str, Any]) -> Iterator[Mark]:
-    match statement:
-        case {"match": {"left": {"&": [left, int(mask)]}, "right": right}} if left == _MARK:
-            yield from (Mark(mark.value, mask) for mark in _values(right, named))
-        case {"match": {"left": {"|": [left, int(bits)]}}} if left == _MARK:
-            yield Mark(bits, bits)
-        case {"match": {"left": left, "right": right}} if left == _MARK:
-            yield from _values(right, named)
-        case {"vmap": {"key": key, "data": data}} if key == _MARK:
-            yield from _values(data, named)
-        case {"mangle": {"key": key, "value": value}} if key == _MARK:
-            yield from _set_to(value, named)
-
-
-def _set_to(value: Any, named: dict[str, Any]) -> Iterator[Mark]:
-    match value:
-        case {"|": [kept, int(bits)]} | {"^": [kept, int(bits)]}:
-            # nft also shows the bits that are set as kept: they are written all the same.
-            mask = kept["&"][1] ^ _ALL_BITS if isinstance(kept, dict) and "&" in kept else 0
-            yield Mark(bits, mask | bits)
-        case {"map": {"key": key, "data": data}}:
-            if key == _MARK:
-                yield from _values(data, named)
-            pairs = named.get(data, []) if isinstance(data, str) else data["set"]
-            yield from (Mark(pair[1], _ALL_BITS) for pair in pairs if isinstance(pair[1], int))
-        case int():
-            yield Mark(value, _ALL_BITS)
-
-
-def _values(right: Any, named: dict[str, Any]) -> Iterator[Mark]:
-    """Of a number, a range, a set of these, pairs whose first is one, or the name of a set."""
-    match right:
-        case int():
-            yield Mark(right, _ALL_BITS)
-        case {"range": [first, last]}:
-            for block in summarize_address_range(IPv4Address(first), IPv4Address(last)):
-                yield Mark(int(block.network_address), int(block.netmask))
-        case {"elem": {"val": value}}:
-            yield from _values(value, named)
-        case {"set": elements}:
-            yield from _values(elements, named)
-        case str():
-            yield from _values(named.get(right, []), named)
-        case list():
-            for element in right:
-                yield from _values(element[0] if isinstance(element, list) else element, named)
+        objects = [(kind, body) for entry in entries for kind, body in entry.items()]
+        yield family, table, [each for each in objects if not str(each[1].get("chain", "")).startswith("TNAT64D")]
 
 
 def dropping_inputs(listing: dict[str, str]) -> Iterator[str]:
     """Each chain at the input hook that drops what nothing accepts, as (program's) words for a user."""
-    for program in _SAVES:
+    for program in SAVES:
         for table, chains in _filter_tables(listing.get(program, "")):
             if re.search(r"^:INPUT DROP\b", chains, re.MULTILINE) or _drops_at_the_end(chains):
                 yield f"{program.removesuffix('-save')}, table {table}, chain INPUT"
@@ -168,7 +86,7 @@ def accepts(listing: dict[str, str], port: int | None, device: str) -> bool:
     """
     by_iptables, by_nft = _DIVERTED if port is None else _to_port(port)
     words = rf"(?:{by_iptables}).*-j ACCEPT|^(?:-i \S+ )?-j ACCEPT$"
-    for program in _SAVES:
+    for program in SAVES:
         for _, chains in _filter_tables(listing.get(program, "")):
             if any(re.search(words, rule) for rule in _input_rules(chains, device)):
                 return True

@@ -1,6 +1,6 @@
 """Processes, as proc(5) shows them.
 
-Owns names, open files, and which share our network namespace. Refuses to own what they are for.
+Owns names, users, open files, and which share our network namespace. Refuses to own what they are for.
 """
 
 from __future__ import annotations
@@ -25,6 +25,14 @@ def names_in_this_network() -> dict[str, int]:
             if (network.st_dev, network.st_ino) == (own.st_dev, own.st_ino):
                 found[Path(f"/proc/{entry}/comm").read_text().strip()] = int(entry)
     return found
+
+
+def uid(pid: int) -> int:
+    """The user whose rights the process has (its effective one). Raises OSError."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("Uid:"):
+            return int(line.split()[2])
+    raise OSError(f"/proc/{pid}/status has no user")
 
 
 def open_files(pid: int) -> tuple[int, int]:
