@@ -25,6 +25,7 @@ from tnat64d.proxy.loop import ReactorLoop
 LAB_FIXTURES: Mapping[str, tuple[str, ...]] = {
     "nat64_lab": NAT64_PROGRAMS,
     "ideal_lab": (),
+    "lab": (),
     "clients": CLIENT_PROGRAMS,
 }
 
@@ -43,6 +44,14 @@ def ideal_lab() -> Iterator[IdealNat64Lab]:
     with IdealNat64Lab() as lab:
         lab.start_servers()
         yield lab
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[IdealNat64Lab]:
+    """An `ideal_lab` for a whole module, whose tests leave it as it was."""
+    with IdealNat64Lab() as made:
+        made.start_servers()
+        yield made
 
 
 @pytest.fixture(scope="session")

@@ -37,13 +37,6 @@ SOON_S = 15  # on a busy machine; what is not linear in the file's size takes mi
 MIB = 1 << 20
 
 
-@pytest.fixture(scope="module")
-def lab() -> Iterator[IdealNat64Lab]:
-    """For what changes nothing."""
-    with IdealNat64Lab() as lab:
-        yield lab
-
-
 @pytest.fixture(autouse=True)
 def kernel_state_stays(request: pytest.FixtureRequest) -> Iterator[None]:
     """Nothing here may leave anything in the kernel of `lab`."""

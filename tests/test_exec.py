@@ -76,14 +76,6 @@ ALLOWED: Tables = {"scope": {"exec": True}, "exec": {"users": ["nobody"], "group
 
 
 @pytest.fixture(scope="module")
-def lab() -> Iterator[IdealNat64Lab]:
-    """One for all; each daemon leaves it as it was."""
-    with IdealNat64Lab() as made:
-        made.start_servers()
-        yield made
-
-
-@pytest.fixture(scope="module")
 def world() -> Iterator[World]:
     """One daemon, in a lab of its own, for all tests that change nothing."""
     with IdealNat64Lab() as lab:

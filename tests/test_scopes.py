@@ -110,14 +110,6 @@ CASES = {
 
 
 @pytest.fixture(scope="module")
-def lab() -> Iterator[IdealNat64Lab]:
-    """One for all; each daemon leaves it as it was."""
-    with IdealNat64Lab() as made:
-        made.start_servers()
-        yield made
-
-
-@pytest.fixture(scope="module")
 def cgroup() -> Iterator[Path]:
     """The control group of a unit: a slice, so that nothing of systemd is needed to know where it is."""
     path = cgroups.root() / f"tnat64dtest{os.getpid()}.slice"
