@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
-import pty
 import shlex
 import signal
 import subprocess
 import tempfile
-import termios
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.lab import SERVER_V4, IdealNat64Lab, Port, wait_until
+from tests.lab import SERVER_V4, IdealNat64Lab, Nat64Lab, Port, wait_until
 from tests.lab.clients import NAMES, Clients
 from tests.lab.daemon import PROGRAM, Daemon, Service, Tables, is_alive, snapshot
 from tests.test_scopes import PROGRAM as DIAL
@@ -36,7 +32,7 @@ CONNECT = ("/usr/bin/python3", "-Ic", DIAL, SERVER_V4, str(int(Port.ECHO)))
 class World:
     """A lab in which `settings` is the file of a running daemon, readable by everybody."""
 
-    lab: IdealNat64Lab
+    lab: IdealNat64Lab | Nat64Lab
     settings: Path
 
     def run(
@@ -60,13 +56,13 @@ class World:
         return cgroups.root() / self.lab.client.call(cgroups.of_exec)
 
 
-def service(lab: IdealNat64Lab, way: str, tables: Tables) -> Service:
+def service(lab: IdealNat64Lab | Nat64Lab, way: str, tables: Tables) -> Service:
     for directory in (lab.directory, made := Path(tempfile.mkdtemp(prefix="exec-", dir=lab.directory))):
         directory.chmod(0o755)
     return Service(lab.client, made, settings={**WAYS[way], **tables}, is_static=way != "owned")
 
 
-def world_of(lab: IdealNat64Lab, running: Service) -> World:
+def world_of(lab: IdealNat64Lab | Nat64Lab, running: Service) -> World:
     running.daemon.directory.chmod(0o755)
     running.daemon.settings.chmod(0o644)
     return World(lab, running.daemon.settings)
@@ -220,72 +216,6 @@ def test_a_signal_ends_the_command_and_shows_as_one(world: World) -> None:
         ["sh", "-c", '"$@"', "sh", *world.launcher, "sh", "-c", "kill -TERM $$"], check=False
     )
     assert done.returncode in (-signal.SIGTERM, 128 + signal.SIGTERM)
-
-
-def test_a_shell_at_a_terminal_has_job_control_and_all_its_children_are_carried(world: World) -> None:
-    terminal, other_end = pty.openpty()
-    shell = subprocess.Popen(
-        ["nsenter", f"--net={world.lab.client.path}", "--", *world.launcher, "bash", "--norc", "-i"],
-        stdin=other_end,
-        stdout=other_end,
-        stderr=other_end,
-        start_new_session=True,
-        preexec_fn=_take_terminal,
-        env={**os.environ, "PS1": "ready$ "},
-    )
-    os.close(other_end)
-    typed = Terminal(terminal)
-    try:
-        typed.expect("ready$ ")
-        typed.enter("sleep 60")
-        typed.expect("sleep 60\r\n")
-        wait_until(lambda: _foreground_is(terminal, "sleep"), "sleep has the terminal")
-        os.write(terminal, b"\x03")
-        typed.expect("ready$ ")
-        typed.enter("echo code $?")
-        typed.expect("code 130\r\n")
-        typed.enter("sleep 60 & kill %1; wait %1; echo code $?")
-        typed.expect("code 143\r\n")
-        typed.enter("'" + "' '".join(CONNECT) + "'")
-        typed.expect("through\r\n")
-        typed.enter("exit 7")
-        assert shell.wait(10) == 7
-    finally:
-        shell.kill()
-        shell.wait(10)
-        os.close(terminal)
-
-
-def _take_terminal() -> None:
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-
-
-def _foreground_is(terminal: int, name: str) -> bool:
-    return Path(f"/proc/{os.tcgetpgrp(terminal)}/comm").read_text().strip() == name
-
-
-class Terminal:
-    """What is typed at a terminal and what is seen there."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-        self._seen = ""
-        os.set_blocking(descriptor, False)
-
-    def enter(self, line: str) -> None:
-        """Type a line."""
-        os.write(self._descriptor, f"{line}\r".encode())
-
-    def expect(self, text: str) -> None:
-        """Wait until `text` is seen, and forget what came before its end."""
-
-        def is_there() -> bool:
-            with contextlib.suppress(BlockingIOError):
-                self._seen += os.read(self._descriptor, 65536).decode(errors="replace")
-            return text in self._seen
-
-        wait_until(is_there, f"{text!r} is seen")
-        self._seen = self._seen.partition(text)[2]
 
 
 # Where it cannot be

@@ -9,20 +9,22 @@ python=$1 target=$2
 
 # package, what it is for: a program, a file, or a module or C header of PYTHON; the targets that need it; why
 read -r -d '' table <<'TABLE' || true
-python3-venv  module:ensurepip        demo,test,check,install  makes the virtual environment
-iproute2      ip                      demo,test                makes the network namespaces
-util-linux    nsenter                 demo,test                runs programs in them
-tayga         tayga                   demo,test                is the NAT64
-iptables      iptables                demo,test                holds the rules
-nftables      nft                     demo,test                holds the rules, and shows that none is left
-curl          curl                    demo,test                is the IPv4-only program
-wget          wget                    test                     is another one
-tnat64        tnat64                  test                     is the original, to compare with
-gcc           gcc                     test,compile             compiles the IPv4-only programs
-libc6-dev     /usr/include/stdio.h    test,compile             compiles the IPv4-only programs
-python3-dev   header:Python.h         test,compile             compiles the data plane
-systemd       systemd-analyze         test,check               judges the unit files
-mandoc        mandoc                  test                     judges the manual pages
+python3-venv    module:ensurepip        demo,test,check,install  makes the virtual environment
+iproute2        ip                      demo,test                makes the network namespaces
+util-linux      nsenter                 demo,test                runs programs in them
+tayga           tayga                   demo,test                is the NAT64
+iptables        iptables                demo,test                holds the rules
+nftables        nft                     demo,test                holds the rules, and shows that none is left
+curl            curl                    demo,test                is the IPv4-only program
+wget            wget                    test                     is another one
+openssh-client  ssh                     test                     is one that wants a terminal
+dropbear-bin    dropbear                test                     is its server, which its package does not start
+tnat64          tnat64                  test                     is the original, to compare with
+gcc             gcc                     test,compile             compiles the IPv4-only programs
+libc6-dev       /usr/include/stdio.h    test,compile             compiles the IPv4-only programs
+python3-dev     header:Python.h         test,compile             compiles the data plane
+systemd         systemd-analyze         test,check               judges the unit files
+mandoc          mandoc                  test                     judges the manual pages
 TABLE
 
 is_there() {
