@@ -25,7 +25,7 @@ demo: root python packages-demo .stamps/venv ## show an IPv4-only connection wit
 
 test: root python packages-test .stamps/venv .stamps/compiled ## run all tests, or some: ARGS="-k name" (root)
 	@echo "==> tests"
-	@$(venv)/bin/python -m pytest $(ARGS)
+	@sh tests/lab/readable.sh $(venv)/bin/python -m pytest $(ARGS)
 
 bench: root python packages-bench .stamps/bench .stamps/compiled ## compare with other proxies, QUICK=1: in 3 minutes, ARGS="--help" (root)
 	@$(venv)/bin/python -m benchmarks.run $(if $(filter-out 0,$(QUICK)),--quick) $(ARGS)
