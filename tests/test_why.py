@@ -9,7 +9,18 @@ from typing import Any
 import pytest
 
 from tests.lab import SERVER_V4, IdealNat64Lab, Namespace, Nat64Failure, Nat64Lab, Port, nat64_address, wait_until
-from tests.lab.daemon import CONF, Daemon, Service, Tables, dial, echo, expect_refused, expect_reset, run_cli
+from tests.lab.daemon import (
+    CONF,
+    PROGRAM,
+    Daemon,
+    Service,
+    Tables,
+    dial,
+    echo,
+    expect_refused,
+    expect_reset,
+    run_cli,
+)
 
 pytestmark = pytest.mark.netns("setpriv")
 
@@ -127,6 +138,8 @@ def test_what_is_not_in_the_scope_is_not_captured(ideal_lab: IdealNat64Lab) -> N
         assert said["way"] == "not captured"
         assert fact(said, "scope") == f"left alone: port {int(Port.BANNER)}"
         assert source(said, "scope") == f"{daemon.settings}: scope.not_ports"
+        alone = f"scope.not_ports leaves port {int(Port.BANNER)} alone"
+        assert said["because"] == f"{alone}, and there is no IPv4 route to it: connect() fails at once"
         assert error_of_connect(ideal_lab.client, SERVER_V4, Port.BANNER) == "Network is unreachable"
         target = f"{SERVER_V4}:{int(Port.ECHO)}"
         assert why(daemon, target)["way"] == "nat64"
@@ -288,6 +301,22 @@ def test_rules_that_are_gutted_capture_nothing(ideal_lab: IdealNat64Lab, backend
         assert fact(said, "rules").startswith("gone or changed: the ")
         assert service.daemon.run("setup", "-f", str(service.daemon.conf)).returncode == 0
         assert why(service.daemon, f"{SERVER_V4}:{int(Port.ECHO)}")["way"] == "nat64"
+
+
+@pytest.mark.parametrize("target", ["2001:db8::1", "[2001:db8::1]:80"])
+def test_an_ipv6_address_is_said_to_be_one(ideal_lab: IdealNat64Lab, target: str) -> None:
+    done = run_cli(ideal_lab.client, "why", target)
+    said = f"tnat64d: {target!r} is no IPv4 address: connections to IPv6 addresses are never touched\n"
+    assert (done.returncode, done.stderr) == (2, said)
+
+
+def test_what_only_exec_carries_is_told(ideal_lab: IdealNat64Lab) -> None:
+    with Daemon(ideal_lab.client, ideal_lab.directory, settings={"scope": {"exec": True}}) as daemon:
+        said = why(daemon, SERVER_V4)
+        assert said["because"].startswith("the scope does not include it (scope.exec), and ")
+        launcher = (*PROGRAM, "exec", "-c", str(daemon.settings), "--", *PROGRAM)
+        done = run_cli(ideal_lab.client, *arguments(daemon, SERVER_V4), program=launcher)
+        assert f"carried: started by tnat64d exec  [{daemon.settings}: scope.exec]" in done.stdout
 
 
 def test_names_are_looked_up_and_each_address_is_told(ideal_lab: IdealNat64Lab) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tnat64d.core import config
+from tnat64d.core import config, settings
 from tnat64d.core.facts import Asker, Facts, RouteFound, Silence, Told
 from tnat64d.core.failures import Failure
 from tnat64d.core.files import Files
@@ -69,6 +69,7 @@ FACTS = Facts(
 
 FAILURE = Failure(str(ADDRESS), 443, 88.0, errno.ENETUNREACH, errno.ECONNREFUSED, "IPv4 unreachable")
 REFUSED = told(failure=FAILURE, refused_for_s=3.21)
+FOR_ANOTHER = Settings(scope=settings.Scope(users=("34",)))
 
 CASES: dict[str, tuple[dict[str, Any], str, str]] = {
     "IPv4 has no route": ({}, "nat64", "IPv4 is unreachable (ENETUNREACH)"),
@@ -121,6 +122,11 @@ CASES: dict[str, tuple[dict[str, Any], str, str]] = {
         "rules of tnat64d are not as it makes them: the chain TNAT64D",
     ),
     "no daemon": ({"daemon": STOPPED}, "none", "the daemon does not run: what is captured is refused"),
+    "a daemon that ends": (
+        {"daemon": replace(told(), state="draining")},
+        "none",
+        "the daemon is draining: it takes no new connections",
+    ),
     "neither rules nor a daemon": (
         {"daemon": STOPPED, "standing": (), "route": REAL},
         "not captured",
@@ -150,37 +156,39 @@ CASES: dict[str, tuple[dict[str, Any], str, str]] = {
     "local without a route": (
         {"address": IPv4Address("10.0.0.1")},
         "local",
-        "it is left alone, and there is no IPv4 route to it: connect() fails at once",
+        "it is left alone (local network 10.0.0.0/8), and there is no IPv4 route to it: connect() fails at once",
     ),
     "local without even a route of ours": (
         {"address": IPv4Address("10.0.0.1"), "route": NO_ROUTE, "standing": (), "daemon": STOPPED},
         "local",
-        "it is left alone, and there is no route to it: connect() fails with ENETUNREACH",
+        "it is left alone (local network 10.0.0.0/8), and "
+        "there is no route to it: connect() fails with ENETUNREACH",
     ),
     "local with a route": (
         {"address": IPv4Address("10.0.0.1"), "route": REAL},
         "local",
-        f"it is left alone, and it goes by the IPv4 route of this host, {REAL.text}",
+        f"it is left alone (local network 10.0.0.0/8), and it goes by the IPv4 route of this host, {REAL.text}",
     ),
     "an own address": (
         {"route": RouteFound(text="198.51.100.10/32 dev lo table local", is_own=True)},
         "local",
-        "it is left alone, and it goes by the IPv4 route of this host, 198.51.100.10/32 dev lo table local",
+        "it is left alone (an address of this host), and "
+        "it goes by the IPv4 route of this host, 198.51.100.10/32 dev lo table local",
     ),
     "an excluded user": (
         {"scope": Scope(not_programs=(Program(uid=33),))},
         "not captured",
-        "it is left alone, and there is no IPv4 route to it: connect() fails at once",
+        "scope.not_users leaves user 33 alone, and there is no IPv4 route to it: connect() fails at once",
     ),
     "a local destination of an excluded user": (
         {"scope": Scope(not_programs=(Program(uid=33),)), "address": IPv4Address("127.0.0.1"), "route": REAL},
         "local",
-        f"it is left alone, and it goes by the IPv4 route of this host, {REAL.text}",
+        f"it is left alone (always local: 127.0.0.0/8), and it goes by the IPv4 route of this host, {REAL.text}",
     ),
     "another user": (
-        {"scope": Scope(programs=(Program(uid=34),)), "route": REAL},
+        {"scope": Scope(programs=(Program(uid=34),)), "settings": FOR_ANOTHER, "route": REAL},
         "not captured",
-        f"it is left alone, and it goes by the IPv4 route of this host, {REAL.text}",
+        f"the scope does not include it (scope.users), and it goes by the IPv4 route of this host, {REAL.text}",
     ),
 }
 
@@ -210,11 +218,16 @@ def test_the_verdict_follows_from_the_first_reason_that_decides(name: str) -> No
             "carried: ports 1-443, control group user.slice",
             "t.toml: scope.ports, scope.cgroups or units",
         ),
+        (
+            Scope(commands=(Program(cgroup="user.slice"),)),
+            "carried: started by tnat64d exec",
+            "t.toml: scope.exec",
+        ),
         (Scope(not_programs=(Program(gid=44),)), "left alone: group 44", "t.toml: scope.not_groups"),
         (Scope(not_places=(Place(ports=(443, 443)),)), "left alone: port 443", "t.toml: scope.not_ports"),
         (
             Scope(programs=(Program(uid=1),)),
-            "left alone: not in the scope (user 33, group 44, control group /user.slice, port 443)",
+            "left alone: not included (user 33, group 44, control group /user.slice, port 443)",
             "t.toml: [scope]",
         ),
     ],

@@ -79,6 +79,8 @@ def require_root() -> None:
 
 def split_target(target: str) -> tuple[str, int]:
     """HOST and port, 0 if none is given. Raises UsageError."""
+    if target.count(":") > 1:
+        raise UsageError(f"{target!r} is no IPv4 address: connections to IPv6 addresses are never touched")
     host, colon, port = target.partition(":")
     if not host or (colon and not (re.fullmatch("[0-9]{1,5}", port) and 0 < int(port) < 65536)):
         raise UsageError(f"{target!r} is not HOST or HOST:PORT with a port from 1 to 65535")

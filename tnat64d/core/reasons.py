@@ -30,6 +30,7 @@ from tnat64d.core.config import ALWAYS_LOCAL
 from tnat64d.core.facts import Destined, Facts, RouteFound, Silence, Told
 from tnat64d.core.failures import Failure
 from tnat64d.core.ruleset import ROUTE_PROTOCOL, Match, Rule, Verdict
+from tnat64d.core.scope import Program
 
 
 class Outcome(StrEnum):
@@ -134,9 +135,7 @@ def explain(facts: Facts) -> Explanation:
 
 def _verdict(facts: Facts, rule: Rule | None) -> tuple[Outcome, str]:
     if rule is None or rule.verdict is Verdict.RETURN:
-        is_local = rule is not None and _locality(facts, rule.match) is not None
-        outcome = Outcome.LOCAL if is_local else Outcome.NOT_CAPTURED
-        return outcome, f"it is left alone, and {_left_alone(facts.route)}"
+        return _outcome_alone(facts, rule), f"{_why_alone(facts, rule)}, and {_left_alone(facts.route)}"
     if facts.route.error:
         return Outcome.NOT_CAPTURED, f"there is no route: connect() fails with {_name(facts.route.error)}"
     if facts.standing == ():
@@ -147,7 +146,23 @@ def _verdict(facts: Facts, rule: Rule | None) -> tuple[Outcome, str]:
         return Outcome.NONE, "the daemon does not run: what is captured is refused"
     if isinstance(facts.daemon, Told) and facts.daemon.refused_for_s is not None:
         return Outcome.REFUSED, f"it failed {_ago(facts.daemon.failure, facts.now)}"
+    if isinstance(facts.daemon, Told) and facts.daemon.state != "serving":
+        return Outcome.NONE, f"the daemon is {facts.daemon.state}: it takes no new connections"
     return _way(facts)
+
+
+def _outcome_alone(facts: Facts, rule: Rule | None) -> Outcome:
+    is_local = rule is not None and _locality(facts, rule.match) is not None
+    return Outcome.LOCAL if is_local else Outcome.NOT_CAPTURED
+
+
+def _why_alone(facts: Facts, rule: Rule | None) -> str:
+    if rule is None:
+        return f"the scope does not include it ({_including(facts)})"
+    if (locality := _locality(facts, rule.match)) is not None:
+        fact, _ = locality
+        return f"it is left alone ({fact})"
+    return f"{_keys(facts, rule.match, 'not_')} leaves {_shown(facts, rule.match)} alone"
 
 
 def _left_alone(route: RouteFound) -> str:
@@ -194,7 +209,11 @@ def _rule_steps(facts: Facts, rule: Rule | None) -> list[Step]:
             return [Step("local", *locality)]
         return [
             _not_local(facts),
-            Step("scope", f"left alone: {_shown(rule.match)}", _keys(facts, rule.match, "not_")),
+            Step(
+                "scope",
+                f"left alone: {_shown(facts, rule.match)}",
+                _source(facts, _keys(facts, rule.match, "not_")),
+            ),
         ]
     if rule is None:
         asker = facts.asker
@@ -202,12 +221,32 @@ def _rule_steps(facts: Facts, rule: Rule | None) -> list[Step]:
         what = f"port {facts.port}" if facts.port else "no port given"
         return [
             _not_local(facts),
-            Step("scope", f"left alone: not in the scope ({who}, {what})", f"{facts.settings_file}: [scope]"),
+            Step("scope", f"left alone: not included ({who}, {what})", _source(facts, _including(facts))),
         ]
-    carried = _shown(rule.match)
+    carried = _shown(facts, rule.match)
     if carried:
-        return [_not_local(facts), Step("scope", f"carried: {carried}", _keys(facts, rule.match, ""))]
+        source = _source(facts, _keys(facts, rule.match, ""))
+        return [_not_local(facts), Step("scope", f"carried: {carried}", source)]
     return [_not_local(facts), Step("scope", "carried: nothing excludes it", f"{facts.settings_file}: [scope]")]
+
+
+def _including(facts: Facts) -> str:
+    """The keys by which the scope is not everything."""
+    scope = facts.settings.scope
+    keys = {
+        "exec": scope.exec,
+        "users": scope.users,
+        "groups": scope.groups,
+        "cgroups": scope.cgroups,
+        "units": scope.units,
+        "networks": scope.networks,
+        "ports": scope.ports,
+    }
+    return ", ".join(f"scope.{key}" for key, value in keys.items() if value) or "[scope]"
+
+
+def _source(facts: Facts, keys: str) -> str:
+    return f"{facts.settings_file}: {keys}"
 
 
 def _locality(facts: Facts, match: Match) -> tuple[str, str] | None:
@@ -227,7 +266,7 @@ def _not_local(facts: Facts) -> Step:
     return Step("local", "no", facts.conf_file)
 
 
-def _shown(match: Match) -> str:
+def _shown(facts: Facts, match: Match) -> str:
     parts = []
     if match.destination is not None:
         parts.append(f"network {match.destination}")
@@ -238,7 +277,9 @@ def _shown(match: Match) -> str:
         parts.append(f"user {match.uid}")
     if match.gid is not None:
         parts.append(f"group {match.gid}")
-    if match.cgroup is not None:
+    if _is_of_exec(facts, match):
+        parts.append("started by tnat64d exec")
+    elif match.cgroup is not None:
         parts.append(f"control group {match.cgroup}")
     return ", ".join(parts)
 
@@ -249,10 +290,13 @@ def _keys(facts: Facts, match: Match, prefix: str) -> str:
         "ports": match.ports,
         "users": match.uid,
         "groups": match.gid,
-        "cgroups or units": match.cgroup,
+        "exec" if _is_of_exec(facts, match) else "cgroups or units": match.cgroup,
     }
-    named = ", ".join(f"scope.{prefix}{key}" for key, value in keys.items() if value is not None)
-    return f"{facts.settings_file}: {named}"
+    return ", ".join(f"scope.{prefix}{key}" for key, value in keys.items() if value is not None)
+
+
+def _is_of_exec(facts: Facts, match: Match) -> bool:
+    return Program(cgroup=match.cgroup) in facts.scope.commands
 
 
 def _standing_step(facts: Facts) -> Step:
