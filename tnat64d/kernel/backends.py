@@ -17,6 +17,7 @@ from typing import Protocol
 from tnat64d.core.ruleset import Ruleset
 from tnat64d.core.settings import Rules
 from tnat64d.errors import Tnat64Error
+from tnat64d.kernel import scratch
 from tnat64d.kernel.iptables import Iptables, Table
 from tnat64d.kernel.nftables import Nftables
 from tnat64d.kernel.standing import Standing
@@ -54,6 +55,19 @@ class Choice:
     name: str
     because: str
     others: tuple[Backend, ...]
+
+
+def made_elsewhere(backend: Backend, ruleset: Ruleset) -> Standing:
+    """What `backend` shows of the chains of `ruleset` that it has just made, in a network namespace of their own.
+
+    Raises UnavailableError without CAP_SYS_ADMIN, and as `backend`.
+    """
+
+    def made() -> Standing:
+        backend.install(ruleset)
+        return backend.standing()
+
+    return scratch.in_new_network(made)
 
 
 def choose(rules: Rules) -> Choice:

@@ -11,7 +11,7 @@ from tnat64d.core.capture import CAPTURING
 from tnat64d.core.ruleset import Ruleset
 from tnat64d.core.settings import Rules
 from tnat64d.errors import PrivilegeError, Tnat64Error
-from tnat64d.kernel import backends, capabilities, owned, scratch
+from tnat64d.kernel import backends, capabilities, owned
 from tnat64d.kernel.backends import Backend
 from tnat64d.kernel.iptables import CHAINS, Iptables, chain_part, jump_part
 from tnat64d.kernel.nft_table import TABLE
@@ -62,15 +62,10 @@ def changed(held: Held, ruleset: Ruleset, *, all_parts: bool = False) -> tuple[s
 
 
 def _wanted(name: str, standing: Standing, ruleset: Ruleset) -> Standing:
-    """What the backend `name` shows of the chains where it has just made them, in another network namespace."""
+    """What the backend `name` should show of the chains."""
     backend: Backend = Nftables() if name == "nftables" else Iptables(name)
-
-    def made() -> Standing:
-        backend.install(ruleset)
-        return backend.standing()
-
     try:
-        return scratch.in_new_network(made)
+        return backends.made_elsewhere(backend, ruleset)
     except Tnat64Error:
         # Without CAP_SYS_ADMIN, or where a control group has gone, only what is missing can be told.
         return {part: standing.get(part, b"") for part in backend.parts(ruleset)}

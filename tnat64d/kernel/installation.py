@@ -19,8 +19,8 @@ from contextlib import contextmanager, suppress
 
 from tnat64d.core.ruleset import Ruleset
 from tnat64d.errors import Tnat64Error, UnavailableError
-from tnat64d.kernel import routes, scratch, standing
-from tnat64d.kernel.backends import Backend
+from tnat64d.kernel import routes, standing
+from tnat64d.kernel.backends import Backend, made_elsewhere
 from tnat64d.kernel.standing import Standing
 
 LOCK = "/run/tnat64d.lock"
@@ -84,13 +84,8 @@ class Installation:
 
     def _chains_stand(self, ruleset: Ruleset) -> bool:
         """Whether the chains are those that the backend makes elsewhere; False if that cannot be tried."""
-
-        def made() -> Standing:
-            self._backend.install(ruleset)
-            return self._backend.standing()
-
         try:
-            return scratch.in_new_network(made) == self._backend.standing()
+            return made_elsewhere(self._backend, ruleset) == self._backend.standing()
         except Tnat64Error:
             return False
 
