@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from tnat64d.core import config, settings
+from tnat64d.core.explanation import Explanation
 from tnat64d.core.facts import Asker, Facts, RouteFound, Silence, Told
 from tnat64d.core.failures import Failure
 from tnat64d.core.files import Files
-from tnat64d.core.reasons import Explanation, explain
+from tnat64d.core.reasons import explain
 from tnat64d.core.ruleset import ROUTE_PROTOCOL
 from tnat64d.core.scope import Place, Program, Scope
 from tnat64d.core.settings import Settings
@@ -145,7 +146,7 @@ CASES: dict[str, tuple[dict[str, Any], str, str]] = {
     "local, although it would be refused": (
         {"address": IPv4Address("10.0.0.1"), "daemon": REFUSED},
         "local",
-        "it is left alone, and there is no IPv4 route to it: connect() fails at once",
+        "it is left alone (local network 10.0.0.0/8), and there is no IPv4 route to it: connect() fails at once",
     ),
     "it would be refused, but there is no route": (
         {"route": NO_ROUTE, "daemon": REFUSED},
@@ -304,24 +305,3 @@ def test_what_this_user_may_not_see_is_said() -> None:
     assert found["daemon"][0] == "it does not tell"
     assert found["state"][0] == "not known; it begins with IPv4 first"
     assert "last failure" not in found
-
-
-def test_the_text_has_the_verdict_first_and_a_line_for_each_step() -> None:
-    lines = explained().as_text().splitlines()
-    assert (
-        lines[0] == "198.51.100.10:443: NAT64 at 2001:db8:64::c633:640a, because IPv4 is unreachable (ENETUNREACH)"
-    )
-    assert lines[1].startswith(
-        "  route         default dev tnat64d table 6464: that of tnat64d, there is no other  [ip"
-    )
-    assert len(lines) == 1 + len(explained().steps)
-    assert explained(port=0).as_text().startswith("198.51.100.10: NAT64 at")
-
-
-def test_the_object_for_programs_has_an_address_only_where_nat64_is_the_way() -> None:
-    said = explained().as_json()
-    assert (said["prefix"], said["nat64_address"]) == ("2001:db8:64::/96", "2001:db8:64::c633:640a")
-    assert (said["address"], said["port"], said["way"]) == ("198.51.100.10", 443, "nat64")
-    assert said["steps"][0].keys() == {"name", "fact", "source"}
-    said = explained(standing=(), port=0).as_json()
-    assert (said["prefix"], said["nat64_address"], said["port"]) == (None, None, None)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
-from tnat64d.core.config import Config, Way
+from tnat64d.core.config import Config, Route
 from tnat64d.core.failures import Failure
 from tnat64d.core.files import Files
 from tnat64d.core.scope import Scope
@@ -35,25 +35,6 @@ class Asker:
     uid: int
     gid: int
     cgroup: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Destined:
-    """Where a configuration sends a destination; `line` is that of tnat64.conf, None where none decided."""
-
-    way: Way
-    prefix: str | None
-    nat64_address: str | None
-    line: int | None
-    reason: str
-
-    @classmethod
-    def by(cls, config: Config, address: IPv4Address, port: int) -> Destined:
-        """As `config` says."""
-        route = config.route(address, port)
-        prefix = None if route.prefix is None else str(route.prefix)
-        nat64_address = None if route.nat64_address is None else str(route.nat64_address)
-        return cls(way=route.way, prefix=prefix, nat64_address=nat64_address, line=route.line, reason=route.reason)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +92,6 @@ class Facts:
     now: float
 
     @property
-    def destined(self) -> Destined:
+    def destined(self) -> Route:
         """By `config`."""
-        return Destined.by(self.config, self.address, self.port)
+        return self.config.route(self.address, self.port)

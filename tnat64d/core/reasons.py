@@ -1,7 +1,8 @@
 """Why a connection goes the way it goes: the chain of reasons, from facts that somebody else has gathered.
 
-Owns the order of the reasons, their words and the verdict. Refuses to own the facts (`core.facts`), the rules
-(`core.description`), the route (`core.config`) and the policy (`core.policy`): it asks these.
+Owns the order of the reasons, their words and the verdict. Refuses to own the facts (`core.facts`), how the answer
+is shown (`core.explanation`), the rules (`core.description`), the route (`core.config`) and the policy
+(`core.policy`): it asks these.
 
     step      decides, with this verdict, if
     local     the rules leave the destination alone: local
@@ -18,87 +19,14 @@ same: what would be.
 
 from __future__ import annotations
 
-import errno
-from dataclasses import asdict, dataclass
-from enum import StrEnum
-from ipaddress import IPv4Address
-from typing import Any
-
 from tnat64d.core import description
 from tnat64d.core.capture import Packet, decisive_rule
 from tnat64d.core.config import ALWAYS_LOCAL
-from tnat64d.core.facts import Destined, Facts, RouteFound, Silence, Told
+from tnat64d.core.explanation import Explanation, Outcome, Step, error_name
+from tnat64d.core.facts import Facts, RouteFound, Silence, Told
 from tnat64d.core.failures import Failure
 from tnat64d.core.ruleset import ROUTE_PROTOCOL, Match, Rule, Verdict
 from tnat64d.core.scope import Program
-
-
-class Outcome(StrEnum):
-    """What becomes of the connection."""
-
-    LOCAL = "local"
-    NAT64 = "nat64"
-    IPV4 = "ipv4"
-    NONE = "none"
-    NOT_CAPTURED = "not captured"
-    REFUSED = "refused"
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One reason: its name, the fact, and where the fact is from (a line of a file, a kernel object)."""
-
-    name: str
-    fact: str
-    source: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Explanation:
-    """The verdict, its reason, and the steps that lead there."""
-
-    address: IPv4Address
-    port: int
-    outcome: Outcome
-    because: str
-    destined: Destined
-    failure: Failure | None
-    refused_for_s: float | None
-    steps: tuple[Step, ...]
-
-    def as_text(self) -> str:
-        """For people: the verdict, then a line for each step."""
-        width = max(len(step.name) for step in self.steps) + 2
-        target = f"{self.address}:{self.port}" if self.port else str(self.address)
-        verdict = _VERDICTS[self.outcome].format(self)
-        lines = [f"{target}: {verdict}, because {self.because}"]
-        lines += [f"  {step.name:<{width}}{step.fact}  [{step.source}]" for step in self.steps]
-        return "\n".join(lines)
-
-    def as_json(self) -> dict[str, Any]:
-        """For programs: the object that `tnat64d why --json` prints."""
-        is_nat64 = self.outcome is Outcome.NAT64
-        return {
-            "address": str(self.address),
-            "port": self.port or None,
-            "way": self.outcome.value,
-            "because": self.because,
-            "prefix": self.destined.prefix if is_nat64 else None,
-            "nat64_address": self.destined.nat64_address if is_nat64 else None,
-            "refused_for_s": self.refused_for_s,
-            "last_failure": None if self.failure is None else _failure_as_json(self.failure),
-            "steps": [asdict(step) for step in self.steps],
-        }
-
-
-_VERDICTS = {
-    Outcome.LOCAL: "local, left to the kernel",
-    Outcome.NAT64: "NAT64 at {0.destined.nat64_address}",
-    Outcome.IPV4: "IPv4",
-    Outcome.NONE: "no way",
-    Outcome.NOT_CAPTURED: "not captured",
-    Outcome.REFUSED: "refused by the kernel for another {0.refused_for_s:.1f} s",
-}
 
 
 def explain(facts: Facts) -> Explanation:
@@ -137,7 +65,7 @@ def _verdict(facts: Facts, rule: Rule | None) -> tuple[Outcome, str]:
     if rule is None or rule.verdict is Verdict.RETURN:
         return _outcome_alone(facts, rule), f"{_why_alone(facts, rule)}, and {_left_alone(facts.route)}"
     if facts.route.error:
-        return Outcome.NOT_CAPTURED, f"there is no route: connect() fails with {_name(facts.route.error)}"
+        return Outcome.NOT_CAPTURED, f"there is no route: connect() fails with {error_name(facts.route.error)}"
     if facts.standing == ():
         return Outcome.NOT_CAPTURED, "no rules of tnat64d stand in the kernel"
     if facts.changed_rules:
@@ -167,7 +95,7 @@ def _why_alone(facts: Facts, rule: Rule | None) -> str:
 
 def _left_alone(route: RouteFound) -> str:
     if route.error:
-        return f"there is no route to it: connect() fails with {_name(route.error)}"
+        return f"there is no route to it: connect() fails with {error_name(route.error)}"
     if _is_ours(route):
         return "there is no IPv4 route to it: connect() fails at once"
     return f"it goes by the IPv4 route of this host, {route.text}"
@@ -176,12 +104,12 @@ def _left_alone(route: RouteFound) -> str:
 def _way(facts: Facts) -> tuple[Outcome, str]:
     """What the daemon tries, in its order, as far as the host's own routes tell."""
     ipv4_error = facts.ipv4.error
-    no_ipv4 = f"IPv4 is unreachable ({_name(ipv4_error)})"
+    no_ipv4 = f"IPv4 is unreachable ({error_name(ipv4_error)})"
     if facts.nat64 is None:
         reason = facts.destined.reason
         return (Outcome.NONE, f"{reason}, and {no_ipv4}") if ipv4_error else (Outcome.IPV4, reason)
     is_sticky = isinstance(facts.daemon, Told) and facts.daemon.is_sticky
-    no_nat64 = f"the host has no route to NAT64 ({_name(facts.nat64.error)})"
+    no_nat64 = f"the host has no route to NAT64 ({error_name(facts.nat64.error)})"
     if is_sticky and not facts.nat64.error:
         return Outcome.NAT64, "NAT64 has answered before: IPv4 is not tried"
     if not ipv4_error:
@@ -194,7 +122,7 @@ def _way(facts: Facts) -> tuple[Outcome, str]:
 def _route_step(facts: Facts) -> Step:
     route = facts.route
     if route.error:
-        fact = f"none, {_name(route.error)}"
+        fact = f"none, {error_name(route.error)}"
     elif _is_ours(route):
         fact = f"{route.text}: that of tnat64d, there is no other"
     else:
@@ -364,27 +292,13 @@ def _ago(failure: Failure | None, now: float) -> str:
     if failure is None:
         return "a short time ago"
     errors = {"IPv4": failure.ipv4_error, "NAT64": failure.nat64_error}
-    shown = ", ".join(f"{way} {_name(error)}" for way, error in errors.items() if error)
+    shown = ", ".join(f"{way} {error_name(error)}" for way, error in errors.items() if error)
     return f"{max(0, now - failure.at):.0f} s ago, port {failure.port}: {shown or 'ended with a reset'}"
 
 
-def _failure_as_json(failure: Failure) -> dict[str, Any]:
-    return {
-        "at": failure.at,
-        "port": failure.port,
-        "ipv4": _name(failure.ipv4_error) if failure.ipv4_error else None,
-        "nat64": _name(failure.nat64_error) if failure.nat64_error else None,
-        "because": failure.because,
-    }
-
-
 def _reached(route: RouteFound) -> str:
-    return f"unreachable, {_name(route.error)}" if route.error else route.text
+    return f"unreachable, {error_name(route.error)}" if route.error else route.text
 
 
 def _is_ours(route: RouteFound) -> bool:
     return route.protocol == ROUTE_PROTOCOL
-
-
-def _name(error: int) -> str:
-    return errno.errorcode.get(error, str(error))
