@@ -31,7 +31,7 @@ from tests.lab.connects import (
     measure_rows,
 )
 from tests.lab.daemon import PROGRAM, Daemon, Service, Tables, dial, echo, expect_reset, run_cli, seconds_of
-from tests.test_scopes import CONTAINER, GATEWAY_WAYS, GatewayLab, gateway_lab, gateway_way
+from tests.test_gateway import CONTAINER, GATEWAY_WAYS, GatewayLab, gateway_lab, gateway_way
 from tnat64d.kernel.icmp import checksum
 
 __all__ = ["gateway_lab", "gateway_way"]

@@ -10,7 +10,7 @@ import pytest
 
 from tests.lab import SERVER_V4, IdealNat64Lab, Namespace, Port, wait_until
 from tests.lab.daemon import Daemon, Service, Tables, dial, echo, expect_reset
-from tests.test_scopes import GatewayLab, gateway_lab
+from tests.test_gateway import GatewayLab, gateway_lab
 
 __all__ = ["gateway_lab"]
 

@@ -10,7 +10,7 @@ from tests.doctor.patient import Patient, patient, sh
 from tests.kernel.bare_host import ip
 from tests.lab import Port
 from tests.lab.daemon import Tables, dial, echo
-from tests.test_scopes import GatewayLab
+from tests.test_gateway import GatewayLab
 
 pytestmark = pytest.mark.netns("iptables-nft", "iptables-legacy", "nft", "unshare")
 
