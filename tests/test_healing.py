@@ -117,7 +117,13 @@ def test_an_owned_table_is_not_touched_by_a_flush(ideal_lab: IdealNat64Lab) -> N
         ideal_lab.client.run(["nft", "flush", "ruleset"])
         assert snapshot(ideal_lab.client) == stood
         assert works(ideal_lab.client)
-        assert daemon.status()["rules"] == {"way": "owned", "state": "standing", "missing": [], "error": None}
+        assert daemon.status()["rules"] == {
+            "way": "owned",
+            "state": "standing",
+            "missing": [],
+            "error": None,
+            "watcher": None,
+        }
 
 
 def test_a_device_that_was_restored_goes_with_the_daemon_all_the_same(ideal_lab: IdealNat64Lab) -> None:
@@ -185,7 +191,7 @@ def test_what_cannot_be_restored_is_told_and_tried_again(ideal_lab: IdealNat64La
         flag.unlink()
         wait_for_restorations(daemon, 1)
         rules = daemon.status()["rules"]
-        assert rules == {"way": "static", "state": "restored", "missing": [], "error": None}
+        assert rules == {"way": "static", "state": "restored", "missing": [], "error": None, "watcher": None}
         assert works(ideal_lab.client)
 
 
@@ -193,7 +199,13 @@ def test_beside_setup_the_daemon_says_what_is_gone_and_what_restores_it(ideal_la
     client = ideal_lab.client
     with Service(client, ideal_lab.directory) as service:
         daemon = service.daemon
-        assert daemon.status()["rules"] == {"way": "setup", "state": "routing", "missing": [], "error": None}
+        assert daemon.status()["rules"] == {
+            "way": "setup",
+            "state": "routing",
+            "missing": [],
+            "error": None,
+            "watcher": None,
+        }
         client.run(["ip", "rule", "del", "pref", "32769"])
         daemon.wait_for_log('WARNING: the routing rule 32769 .*gone.*"tnat64d setup" restores')
         assert daemon.status()["rules"]["state"] == "missing"
@@ -222,4 +234,10 @@ def test_beside_setup_no_more_is_said_to_stand_than_was_looked_at(
 
 def test_a_daemon_without_any_rules_says_so(ideal_lab: IdealNat64Lab) -> None:
     with Daemon(ideal_lab.client, ideal_lab.directory, command="serve") as daemon:
-        assert daemon.status()["rules"] == {"way": "setup", "state": "absent", "missing": [], "error": None}
+        assert daemon.status()["rules"] == {
+            "way": "setup",
+            "state": "absent",
+            "missing": [],
+            "error": None,
+            "watcher": None,
+        }

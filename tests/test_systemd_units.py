@@ -8,12 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.lab.units import DAEMON, SETUP, UNITS, values, words
+from tests.lab.units import INSTALLED as PROGRAM
 from tnat64d.core.settings import Settings
-
-UNITS = Path(__file__).parents[1] / "systemd"
-DAEMON = "tnat64d.service"
-SETUP = "tnat64d-setup.service"
-PROGRAM = "/usr/local/bin/tnat64d"
 
 needs_systemd_analyze = pytest.mark.skipif(
     shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed"
@@ -21,13 +18,6 @@ needs_systemd_analyze = pytest.mark.skipif(
 needs_systemd_sysusers = pytest.mark.skipif(
     shutil.which("systemd-sysusers") is None, reason="systemd-sysusers is not installed"
 )
-
-
-def words(unit: str, key: str) -> list[str]:
-    """The words of every `key=` line of a unit, in order."""
-    lines = [line for line in (UNITS / unit).read_text().splitlines() if line[:1] not in ("#", "")]
-    values = [value for name, _, value in (line.partition("=") for line in lines) if name == key]
-    return " ".join(values).split()
 
 
 def run(*argv: str) -> subprocess.CompletedProcess[str]:
@@ -105,8 +95,12 @@ def test_starting_the_daemon_starts_setup_but_does_not_wait_for_it() -> None:
 def test_rules_come_once_the_daemon_is_ready_and_go_however_it_ends() -> None:
     assert DAEMON in words(SETUP, "After")
     assert words(SETUP, "BindsTo") == [DAEMON]
-    assert (words(SETUP, "Type"), words(SETUP, "RemainAfterExit")) == (["oneshot"], ["yes"])
-    assert words(SETUP, "ExecStart") == [PROGRAM, "setup"]
+    assert words(SETUP, "ExecStart") == [PROGRAM, "setup", "--watch"]
+
+
+def test_the_watcher_announces_that_rules_stand_and_ends_without_those_that_it_started() -> None:
+    assert (words(SETUP, "Type"), words(SETUP, "NotifyAccess")) == (["notify"], ["main"])
+    assert words(SETUP, "KillMode") == ["mixed"]
 
 
 def test_a_setup_that_failed_half_way_is_undone_too() -> None:
@@ -115,14 +109,12 @@ def test_a_setup_that_failed_half_way_is_undone_too() -> None:
 
 def test_a_reload_of_the_daemon_renews_the_rules_after_it() -> None:
     assert words(DAEMON, "ExecReload") == [PROGRAM, "reload"]
-    assert DAEMON in words(SETUP, "ReloadPropagatedFrom")
-    assert words(SETUP, "ExecReload") == [PROGRAM, "setup"]
+    assert words(SETUP, "ReloadPropagatedFrom") == [DAEMON]
+    assert values(SETUP, "ExecReload") == [f"{PROGRAM} check", "/bin/kill -HUP $MAINPID"]
 
 
-def test_rules_are_renewed_after_a_firewall_that_replaced_all_of_them() -> None:
-    reloaded = set(words(SETUP, "ReloadPropagatedFrom"))
-    assert {"nftables.service", "firewalld.service"} <= reloaded
-    assert reloaded <= set(words(SETUP, "After"))
+def test_rules_come_after_a_firewall_that_replaces_all_of_them() -> None:
+    assert {"nftables.service", "firewalld.service"} <= set(words(SETUP, "After"))
 
 
 def test_setup_can_make_and_lock_the_lock_of_iptables() -> None:

@@ -57,8 +57,9 @@ def _rules_text(answer: dict[str, object]) -> str:
     rules = answer["rules"]
     assert isinstance(rules, dict)
     state = "routing stands" if rules["state"] == "routing" else rules["state"]
-    parts = [f"{state} ({rules['way']})"]
-    if rules["way"] == "setup":
+    watched = f", watched by pid {rules['watcher']}" if rules["watcher"] is not None else ""
+    parts = [f"{state} ({rules['way']}{watched})"]
+    if rules["way"] == "setup" and rules["watcher"] is None:
         parts[0] += ", packet rules are not looked at"
     else:
         parts[0] += f", restored {answer['rules_restored']} times"

@@ -27,6 +27,9 @@ from tnat64d.errors import ConfigurationError, Tnat64Error, UnavailableError
 from tnat64d.kernel import peer
 
 REQUEST_LIMIT_BYTES = 4096
+"""Of strangers."""
+
+TRUSTED_LIMIT_BYTES = 1 << 16
 CONNECT_TIMEOUT_S = 5.0
 STRANGER_TIMEOUT_S = 5.0
 MAX_STRANGERS = 32
@@ -127,7 +130,7 @@ class ControlServer:
             asyncio.get_running_loop().add_reader(listener, self._accept, listener)
 
     async def _serve(self, connection: socket.socket) -> None:
-        reader, writer = await asyncio.open_unix_connection(sock=connection, limit=REQUEST_LIMIT_BYTES)
+        reader, writer = await asyncio.open_unix_connection(sock=connection, limit=TRUSTED_LIMIT_BYTES)
         try:
             while line := await reader.readline():
                 writer.write(await self._answer(line, True, connection))

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Any
 
-from tnat64d.core.healing import RETRY_S, WINDOW_S, Healing, Restore, SlowDown, State, Wait
+from tnat64d.core.healing import RETRY_S, Healing, Restore, SlowDown, State, Wait
 from tnat64d.daemon.rules import RulesThread
 from tnat64d.errors import Tnat64Error
 from tnat64d.kernel.changes import ChangeMonitor
@@ -24,13 +25,22 @@ SETTLE_S, MAX_SETTLE_S = 0.15, 1.0
 
 
 class Healer:
-    """Looks after `rules` while `run` runs. `alone`: held by whoever changes them."""
+    """Looks after `rules` while `run` runs. `alone`: held by whoever changes them.
 
-    def __init__(self, rules: RulesThread, alone: asyncio.Lock) -> None:
+    `is_watched`: whether another process looks after those that this one cannot restore. `when_looked` is called
+    after each look.
+    """
+
+    def __init__(
+        self, rules: RulesThread, alone: asyncio.Lock, is_watched: Callable[[], bool] = lambda: False
+    ) -> None:
         self._rules = rules
         self._alone = alone
+        self._is_watched = is_watched
+        self.when_looked: Callable[[], None] = lambda: None
         self._healing = Healing()
         self._sign = asyncio.Event()
+        self._told: tuple[str, ...] = ()  # what another process must restore
         self.restored = 0
         rules.when_device_goes(self._sign.set)
 
@@ -68,6 +78,7 @@ class Healer:
                 await self._wait_for_sign(delay_s)
                 async with self._alone:
                     delay_s = await self._look(loop.time())
+                self.when_looked()
         finally:
             monitor.close()
 
@@ -104,12 +115,13 @@ class Healer:
             case Wait(delay_s):
                 return delay_s
             case SlowDown(delay_s):
-                _log.error("something keeps removing %s: restored only each %.0f s for now", _and(lost), RETRY_S)
+                parts = _and(lost)
+                _log.error("something keeps removing %s: restored only each %.0f s for now", parts, RETRY_S)
                 return delay_s
             case Restore():
                 return await self._restore(lost)
 
-    async def _restore(self, lost: tuple[str, ...]) -> float:
+    async def _restore(self, lost: tuple[str, ...]) -> float | None:
         now_s = asyncio.get_running_loop().time
         try:
             await self._rules.restore()
@@ -118,23 +130,25 @@ class Healer:
                 _log.warning("%s %s gone or changed, and cannot be restored: %s", _and(lost), _were(lost), error)
             self._healing.failed(str(error), now_s())
             return 0.0  # the next decision is to wait
-        self.restored += 1
         self._healing.restored(now_s())
+        self.restored += 1
         _log.warning("%s %s gone or changed: restored", _and(lost), _were(lost))
-        return WINDOW_S
+        return self._healing.stands(now_s())
 
     def _tell_loss(self, lost: tuple[str, ...]) -> None:
-        if lost != self._healing.lost:
+        if lost != self._told and not self._is_watched():
             _log.warning(
-                '%s %s gone or changed: "tnat64d setup" restores the rules (systemctl reload tnat64d-setup)',
+                '%s %s gone or changed: "tnat64d setup" restores the rules (systemctl start tnat64d-setup)',
                 _and(lost),
                 _were(lost),
             )
+            self._told = lost
         self._healing.lost = lost
 
     def _tell_return(self) -> None:
-        if self._healing.lost and not self._rules.can_restore:
+        if self._told:
             _log.info("the kernel's rules stand again")
+            self._told = ()
 
 
 def _and(parts: tuple[str, ...]) -> str:

@@ -13,10 +13,13 @@ import logging
 import os
 import sys
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from tnat64d.core.config import Way
-from tnat64d.proxy.connection import Connection
-from tnat64d.proxy.relay import Relay
+
+if TYPE_CHECKING:  # who only sets up logging has no connections
+    from tnat64d.proxy.connection import Connection
+    from tnat64d.proxy.relay import Relay
 
 _LEVELS = {-1: logging.CRITICAL + 1, 0: logging.ERROR, 1: logging.INFO}
 _PRIORITIES = {logging.DEBUG: "<7>", logging.INFO: "<6>", logging.WARNING: "<4>", logging.ERROR: "<3>"}

@@ -37,6 +37,7 @@ from tnat64d.daemon.control import Answer, ControlServer, Question
 from tnat64d.daemon.healing import Healer
 from tnat64d.daemon.pool import WorkerPool
 from tnat64d.daemon.rules import Rules, RulesThread
+from tnat64d.daemon.watch_reports import Watched
 from tnat64d.errors import Tnat64Error, UnavailableError
 from tnat64d.kernel import nfqueue, original_dst, rules
 from tnat64d.kernel.default_routes import DefaultRouteMonitor
@@ -101,7 +102,8 @@ class _Supervisor:
         self._hangup = asyncio.Event()
         self._reloading = asyncio.Lock()
         self._rules = RulesThread(surroundings.rules)
-        self._healer = Healer(self._rules, self._reloading)
+        self._watched = Watched()
+        self._healer = Healer(self._rules, self._reloading, lambda: self._watched.is_there)
         proxy = settings.proxy
         original_dst.require_marking(settings.rules.mark)
         self._listens_on = listening.address(settings)
@@ -129,6 +131,7 @@ class _Supervisor:
                 "files": self._files,
                 "exec": self._exec,
                 "door": self._door,
+                "watched": self._watched.hear,
             },
             for_everybody=("exec",),
         )
@@ -326,8 +329,9 @@ class _Supervisor:
             "sticky": self._pool.sticky_scopes(),
             "total": {counter.name.lower(): self._pool.total(counter) for counter in Counter},
             "refused_by_kernel": self._rules.refused_count(),
-            "rules": self._healer.describe(),
+            "rules": self._healer.describe() | {"watcher": None},
             "rules_restored": self._healer.restored,
+            **self._watched.report,
             "workers": self._pool.describe(),
         }
 

@@ -39,7 +39,11 @@ def rules(subject: Subject) -> Findings:
     if changed:
         yield fail(f"gone, or not as both files say: {', '.join(changed)} ({backend})", subject.restoring)
     if not missing and not changed:
-        whose = f"held by the daemon (pid {subject.daemon['pid']})" if held else "until teardown"
+        whose = "until teardown"
+        if held:
+            whose = f"held by the daemon (pid {subject.daemon['pid']})"
+        elif subject.watcher is not None:
+            whose = f"watched by pid {subject.watcher}"
         yield ok(f"{backend}, routing table {subject.settings.rules.table}, {whose}")
 
 

@@ -72,7 +72,7 @@ def daemon(subject: Subject) -> Findings:
     elif status["state"] != "serving":
         yield fail(f"pid {status['pid']} is {status['state']}", subject.command("status"))
     elif status.get("rules", {}).get("state") == "contested":
-        yield fail("something takes the rules away again and again", subject.command("reload"))
+        yield fail("something takes the rules away again and again", subject.restoring)
     else:
         held = " and holds its rules" if owned.is_held() else ""
         yield ok(f"{status['version']}, pid {status['pid']}, serves on {status['listener']}{held}")

@@ -64,8 +64,22 @@ class Subject:
 
     @property
     def restoring(self) -> str:
-        """The command that makes all rules stand again: of the daemon that holds them, or the static ones."""
-        return self.command("reload" if owned.is_held() else "setup")
+        """The command that makes all rules stand again: of the process that holds or watches them, or `setup`."""
+        if self.watcher is not None:
+            return f"kill -HUP {self.watcher}"
+        holds = self._rules.get("way") in ("owned", "static") or owned.is_held()
+        return self.command("reload" if holds else "setup")
+
+    @property
+    def watcher(self) -> int | None:
+        """The process of `setup --watch` that the daemon has heard of."""
+        pid: int | None = self._rules.get("watcher")
+        return pid
+
+    @property
+    def _rules(self) -> dict[str, Any]:
+        rules: dict[str, Any] = (self.daemon or {}).get("rules", {})
+        return rules
 
     def count(self, counter: str) -> int:
         """A counter of the daemon, now. Raises UnavailableError."""

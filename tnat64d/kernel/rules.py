@@ -1,7 +1,8 @@
 """The kernel's rules for a configuration, kept in one of two ways.
 
-Owns which way: `StaticRules` (setup, teardown), whose work stands until it is removed, and `HeldRules` (up,
-serve --own-rules), whose work goes with the process; where that cannot be had, they are static until the end.
+Owns which way: `StaticRules` (setup, teardown), whose work stands until it is removed, and `HeldRules`, by which a
+process knows what it made and can make it again: that of up and serve --own-rules, whose work goes with it (where
+that cannot be had, it is static until the end), or that of setup --watch, whose work is static and stays.
 Refuses to own what stands (`core.description`) and how it gets there (`kernel.installation`, `kernel.owned`).
 """
 
@@ -17,7 +18,7 @@ from tnat64d.core.files import Files
 from tnat64d.core.ruleset import LOOPBACK, OWN_DEVICE, Ruleset
 from tnat64d.core.settings import Mode, Rules, Settings
 from tnat64d.errors import Tnat64Error, UnavailableError
-from tnat64d.kernel import accounts, backends, cgroup, nftables, owned, standing
+from tnat64d.kernel import accounts, backends, cgroup, keeper, nftables, owned, standing
 from tnat64d.kernel.installation import Installation
 from tnat64d.kernel.nftables import Nftables
 from tnat64d.kernel.owned import OwnedInstallation
@@ -39,12 +40,14 @@ class StaticRules:
     def install(self, config: Config) -> None:
         """Make the rules for `config` stand, and no others of ours."""
         _require_not_held()
+        _require_not_kept()
         with _exec_group(self._settings):
             self.installation.install(describe(config, self._settings, self._settings_file, LOOPBACK))
 
     def remove(self) -> None:
         """Leave no rules of ours."""
         _require_not_held()
+        _require_not_kept()
         self.installation.remove()
         cgroup.remove(cgroup.of_exec())
 
@@ -67,9 +70,12 @@ class StaticRules:
 class HeldRules:
     """Raises as StaticRules. `device`: a descriptor to call `answer` for when it is readable, or None."""
 
-    def __init__(self, settings: Settings, settings_file: str) -> None:
+    def __init__(self, settings: Settings, settings_file: str, *, in_daemon: bool = True) -> None:
+        """`in_daemon`: False where another process is the daemon: rules are static and refuse no destination."""
         self._settings = settings
         self._settings_file = settings_file
+        self._in_daemon = in_daemon
+        self._keeping: keeper.Lock | None = None
         self._owned: OwnedInstallation | None = None
         self._static: StaticRules | None = None
         self._ruleset: Ruleset | None = None
@@ -101,6 +107,10 @@ class HeldRules:
         Returns the descriptors with which owned rules go; every process of the daemon must have them open.
         """
         static = StaticRules(self._settings, self._settings_file)
+        if not self._in_daemon:
+            self._keeping = keeper.Lock()
+            return self._be_static(static)
+        _require_not_kept()
         why_not = self._why_not_owned()
         if why_not is None:
             try:
@@ -110,10 +120,12 @@ class HeldRules:
         if self._owned is not None:
             _log.info("rules: nf_tables and a TUN device that go with this daemon, however it ends")
             return self._owned.shared
-        self._static = static
-        choice = static.choice
         _log.info("rules: static, until this process removes them, because %s", why_not)
-        _log.info("rules: by %s, because %s", choice.name, choice.because)
+        return self._be_static(static)
+
+    def _be_static(self, static: StaticRules) -> tuple[int, ...]:
+        self._static = static
+        _log.info("rules: by %s, because %s", static.choice.name, static.choice.because)
         return ()
 
     def install(self, config: Config, settings: Settings) -> None:
@@ -121,7 +133,8 @@ class HeldRules:
         device = LOOPBACK if self._owned is None else OWN_DEVICE
         refusal_memory_s = settings.proxy.refusal_memory_s
         if refusal_memory_s and self._refused is None:
-            _warn_of_no_refusals("the rules are those of iptables, and only nftables can")
+            if self._in_daemon:
+                _warn_of_no_refusals("the rules are those of iptables, and only nftables can")
             refusal_memory_s = 0.0
         with _exec_group(settings):
             self._install(describe(config, settings, self._settings_file, device, refusal_memory_s))
@@ -165,6 +178,8 @@ class HeldRules:
     def _refused(self) -> RefusesDestinations | None:
         if self._owned is not None:
             return self._owned.refused
+        if not self._in_daemon:
+            return None
         backend = None if self._static is None else self._static.choice.backend
         return backend if isinstance(backend, Nftables) else None
 
@@ -281,6 +296,14 @@ def _warn_of_no_refusals(because: str) -> None:
 def _require_not_held() -> None:
     if owned.is_held():
         raise Tnat64Error("a running tnat64d holds its own rules here: stop it, and they go with it")
+
+
+def _require_not_kept() -> None:
+    if keeper.is_kept():
+        raise Tnat64Error(
+            "tnat64d setup --watch keeps the rules here: let it read its files again "
+            "(systemctl reload tnat64d-setup), or end it first"
+        )
 
 
 def describe(
