@@ -120,3 +120,12 @@ def test_a_failure_is_forgotten_when_somebody_else_puts_it_back() -> None:
     assert healing.stands(0.1) is None
     assert (healing.lost, healing.error) == ((), None)
     assert healing.decide(RULE, 0.2) == Restore()
+
+
+def test_restorations_that_do_not_count_are_made_at_once_however_many() -> None:
+    healing = Healing()
+    for now_s in range(20):
+        assert healing.decide(RULE, now_s) == Restore()
+        healing.restored(now_s, counts=False)
+        assert told(healing) == (State.STANDING, (), None)
+    assert healing.stands(20.0) is None

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
+from tests.core.test_description import CONFIG, PORT
+from tnat64d.core.description import describe
 from tnat64d.core.ruleset import (
     CAPTURED_PRIORITY,
     FALLBACK_PRIORITY,
@@ -9,7 +13,12 @@ from tnat64d.core.ruleset import (
     OWN_ATTEMPTS_PRIORITY,
     QUEUES,
     Hook,
+    Ruleset,
+    cgroups,
+    without_cgroups,
 )
+from tnat64d.core.scope import Program, Scope
+from tnat64d.core.settings import Mode, Rules
 
 
 def test_every_hook_is_a_member_of_its_own() -> None:
@@ -28,3 +37,16 @@ def test_the_bits_of_a_held_syn_count_the_queues() -> None:
 def test_what_is_captured_is_routed_before_main_and_the_rest_after_default() -> None:
     main, default = 32766, 32767
     assert CAPTURED_PRIORITY < main < default < OWN_ATTEMPTS_PRIORITY < FALLBACK_PRIORITY
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_without_control_groups_that_are_absent_it_is_as_if_nobody_had_named_them(mode: Mode) -> None:
+    def of(*names: str, but: tuple[str, ...] = ()) -> Ruleset:
+        programs = (Program(uid=33), *(Program(cgroup=name) for name in names))
+        scope = Scope(programs=programs, not_programs=tuple(Program(cgroup=name) for name in but))
+        return describe(CONFIG, Rules(mode=mode), scope, PORT, honest=())
+
+    assert cgroups(of("a", "b", but=("c", "a"))) == ("c", "a", "b")
+    assert cgroups(of()) == ()
+    assert without_cgroups(of("a", "b", but=("c",)), {"b", "c"}) == of("a")
+    assert without_cgroups(of("a"), ()) == of("a")

@@ -33,6 +33,7 @@ class Notes:
 
     device: int | None = None
     way = "static"
+    groups: tuple[str, ...] = ()
     watches_packet_rules = False
     has_stood = True
 
@@ -72,6 +73,9 @@ class Notes:
         self.looks += 1
         self.loop.call_soon_threadsafe(self.looked.set)
         return self.missing
+
+    def renewed(self) -> tuple[str, ...]:
+        return ()
 
     def restore(self) -> None:
         if self.refusals:

@@ -22,6 +22,7 @@ class Notes:
 
     device: int | None = None
     way = "static"
+    groups: tuple[str, ...] = ()
     watches_packet_rules = True
     has_stood = True
 
@@ -66,6 +67,9 @@ class Notes:
     def lost(self) -> tuple[str, ...]:
         self.asked.append("lost")
         return ("the route",)
+
+    def renewed(self) -> tuple[str, ...]:
+        return ()
 
     def restore(self) -> None:
         self.asked.append("restore")

@@ -12,7 +12,18 @@ import pytest
 
 from tests.lab import IdealNat64Lab
 from tnat64d.errors import Tnat64Error, UnavailableError
-from tnat64d.kernel.cgroup import exists, identity, made, move, of_exec, open_door, path_for_nft, remove, root
+from tnat64d.kernel.cgroup import (
+    exists,
+    identities,
+    identity,
+    made,
+    move,
+    of_exec,
+    open_door,
+    path_for_nft,
+    remove,
+    root,
+)
 
 
 def test_the_root_is_where_version_2_is_mounted(tmp_path: Path) -> None:
@@ -36,6 +47,17 @@ def test_a_group_is_known_by_its_inode(cgroup: Path) -> None:
     assert identity(path) == cgroup.stat().st_ino
     assert identity(path) != identity(cgroup.parent.name)
     assert Path("/sys/fs/cgroup") / path_for_nft(path) == cgroup
+
+
+@pytest.mark.netns
+def test_of_several_groups_those_that_exist_are_identified(cgroup: Path) -> None:
+    path = f"{cgroup.parent.name}/{cgroup.name}"
+    before = identities([path, "no/such.slice"])
+    assert before == {path: identity(path)}
+    cgroup.rmdir()
+    assert identities([path]) == {}
+    cgroup.mkdir()
+    assert identities([path]) not in ({}, before)
 
 
 def test_a_group_that_does_not_exist_is_named() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -70,6 +71,24 @@ def test_a_change_is_noticed(host: Namespace, command: str) -> None:
     ):
         host.run(before.split())
     assert watch(host, lambda: host.run(command.split()))
+
+
+def test_a_control_group_that_is_made_anew_or_goes_or_comes_is_noticed(host: Namespace, cgroup: Path) -> None:
+    async def noticed(change: Callable[[], object]) -> None:
+        noticed = asyncio.Event()
+        monitor = ChangeMonitor(asyncio.get_running_loop(), noticed.set, packet_rules=False)
+        monitor.watch_groups((f"{cgroup.parent.name}/{cgroup.name}", "no/such.slice"))
+        change()
+        async with asyncio.timeout(TIMEOUT_S):
+            await noticed.wait()
+        monitor.close()
+
+    def remake() -> None:
+        cgroup.rmdir()
+        cgroup.mkdir()
+
+    for change in (remake, cgroup.rmdir, cgroup.mkdir):
+        host.call(lambda change=change: asyncio.run(noticed(change)))
 
 
 def test_announcements_that_were_lost_are_a_reason_to_look(host: Namespace) -> None:

@@ -1,7 +1,8 @@
 """When rules that others took away are put back.
 
 Owns the decision. Refuses to own looking and putting back. Pure: the time is an argument, in seconds.
-Restorations count for WINDOW_S, whatever parts they put back; one that fails does not count.
+Restorations count for WINDOW_S, whatever parts they put back; one that fails does not count, nor one because a
+control group was made anew, which is nobody's fault.
 
     state       what was lost is put back                       becomes
     STANDING    at once                                         RESTORED
@@ -90,9 +91,11 @@ class Healing:
             return SlowDown(max(0.0, delay_s))
         return Wait(delay_s) if delay_s > 0 else Restore()
 
-    def restored(self, now_s: float) -> None:
+    def restored(self, now_s: float, *, counts: bool = True) -> None:
         """What was lost has been put back."""
         self._is_whole()
+        if not counts:
+            return
         self._times_s.append(now_s)
         if self.state is not State.CONTESTED:
             self.state = State.RESTORED

@@ -6,7 +6,8 @@ Owns what can be said, whatever the backend, and the numbers and names that are 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from enum import Enum
 from ipaddress import IPv4Address
 
@@ -172,3 +173,18 @@ class Ruleset:
     policy_rules: tuple[PolicyRule, ...]
     chains: tuple[Chain, ...]
     refusal_memory_ms: int = 0
+
+
+def cgroups(ruleset: Ruleset) -> tuple[str, ...]:
+    """The control groups that rules of `ruleset` match, each once."""
+    rules = (rule for chain in ruleset.chains for rule in chain.rules)
+    return tuple(dict.fromkeys(rule.match.cgroup for rule in rules if rule.match.cgroup is not None))
+
+
+def without_cgroups(ruleset: Ruleset, absent: Collection[str]) -> Ruleset:
+    """`ruleset` without the rules for `absent`: no backend can make them while there are no such groups."""
+
+    def present(chain: Chain) -> Chain:
+        return replace(chain, rules=tuple(rule for rule in chain.rules if rule.match.cgroup not in absent))
+
+    return replace(ruleset, chains=tuple(map(present, ruleset.chains)))

@@ -1,4 +1,4 @@
-"""Notices that others took rules of ours away, and has them put back.
+"""Notices that others took rules of ours away, and has them put back; and that a control group was made anew.
 
 Owns the moments of looking, the log lines and the numbers for `status`. Refuses to own the decision
 (`core.healing`), looking and putting back (`daemon.rules`).
@@ -42,6 +42,8 @@ class Healer:
         self._sign = asyncio.Event()
         self._told: tuple[str, ...] = ()  # what another process must restore
         self.restored = 0
+        self.followed = 0
+        """How often rules were put back, and how often made anew for a control group."""
         rules.when_device_goes(self._sign.set)
 
     def made_anew(self) -> None:
@@ -77,6 +79,7 @@ class Healer:
             while True:
                 await self._wait_for_sign(delay_s)
                 async with self._alone:
+                    monitor.watch_groups(self._rules.groups)
                     delay_s = await self._look(loop.time())
                 self.when_looked()
         finally:
@@ -105,34 +108,40 @@ class Healer:
         except Tnat64Error as error:
             _log.debug("the kernel's rules cannot be looked at: %s", error)
             return SETTLE_S * 10
-        if not lost:
+        renewed = tuple(f"the control group {path}" for path in await self._rules.renewed())
+        if not lost and not renewed:
             self._tell_return()
             return self._healing.stands(now_s)
         if not self._rules.can_restore:
             self._tell_loss(lost)
             return None
-        match self._healing.decide(lost, now_s):
+        match self._healing.decide(lost + renewed, now_s):
             case Wait(delay_s):
                 return delay_s
             case SlowDown(delay_s):
-                parts = _and(lost)
+                parts = _and(lost + renewed)
                 _log.error("something keeps removing %s: restored only each %.0f s for now", parts, RETRY_S)
                 return delay_s
             case Restore():
-                return await self._restore(lost)
+                return await self._restore(lost, renewed)
 
-    async def _restore(self, lost: tuple[str, ...]) -> float | None:
+    async def _restore(self, lost: tuple[str, ...], renewed: tuple[str, ...]) -> float | None:
         now_s = asyncio.get_running_loop().time
+        both = lost + renewed
         try:
             await self._rules.restore()
         except Tnat64Error as error:
             if str(error) != self._healing.error:
-                _log.warning("%s %s gone or changed, and cannot be restored: %s", _and(lost), _were(lost), error)
+                _log.warning("%s %s gone or changed, and cannot be restored: %s", _and(both), _were(both), error)
             self._healing.failed(str(error), now_s())
             return 0.0  # the next decision is to wait
-        self._healing.restored(now_s())
-        self.restored += 1
-        _log.warning("%s %s gone or changed: restored", _and(lost), _were(lost))
+        self._healing.restored(now_s(), counts=bool(lost))
+        if lost:
+            self.restored += 1
+            _log.warning("%s %s gone or changed: restored", _and(lost), _were(lost))
+        if renewed:
+            self.followed += 1
+            _log.info("%s %s made anew: the rules are for what is there now", _and(renewed), _were(renewed))
         return self._healing.stands(now_s())
 
     def _tell_loss(self, lost: tuple[str, ...]) -> None:

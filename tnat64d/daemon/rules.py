@@ -46,6 +46,13 @@ class Rules(Protocol):
     def lost(self) -> tuple[str, ...]:
         """The parts that do not stand as they did after `install`. Raises Tnat64Error."""
 
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The control groups that they are for."""
+
+    def renewed(self) -> tuple[str, ...]:
+        """Those that are not the same any more: `restore` makes the rules for what they are now."""
+
     def restore(self) -> None:
         """Make them stand again, as after the last `install`. Raises as that."""
 
@@ -127,6 +134,17 @@ class RulesThread:
         if self._rules is None:
             return ()
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._rules.lost)
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """See Rules."""
+        return () if self._rules is None else self._rules.groups
+
+    async def renewed(self) -> tuple[str, ...]:
+        """See Rules."""
+        if self._rules is None:
+            return ()
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._rules.renewed)
 
     async def restore(self) -> None:
         """See Rules. Raises Tnat64Error."""

@@ -64,7 +64,7 @@ class _Watcher:
         self._healer = Healer(self._rules, self._alone)
         self._healer.when_looked = self._tell
         self._reporter = Reporter(watch.settings.control.socket, self._report, self._lend)
-        self._told = ""
+        self._told: tuple[object, ...] = ()
 
     async def run(self, config: Config) -> None:
         """From start to end."""
@@ -121,8 +121,9 @@ class _Watcher:
     def _tell(self) -> None:
         """Tell the service manager and the daemon how the rules are, if that has changed."""
         summary = self._summary()
-        if summary != self._told:
-            self._told = summary
+        news = (summary, self._healer.followed)
+        if news != self._told:
+            self._told = news
             self._watch.notifier.status(summary)
             self._reporter.tell()
 

@@ -10,7 +10,7 @@ the rules, and stays as long as there are programs in it: they are carried again
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -47,6 +47,15 @@ def identity(path: str) -> int:
         raise Tnat64Error(
             f"control group {path!r}: {error.strerror}; it must exist when the rules are made"
         ) from None
+
+
+def identities(paths: Iterable[str]) -> dict[str, int]:
+    """The `identity` of each of `paths` that there is, now."""
+    found = {}
+    for path in paths:
+        with suppress(Tnat64Error):
+            found[path] = identity(path)
+    return found
 
 
 def of_this_process() -> str:

@@ -3,9 +3,12 @@
 Owns the subscriptions: addresses, links, IPv4 routes and policy rules (rtnetlink(7), no privilege needed), and
 nf_tables (CAP_NET_ADMIN). Refuses to own looking (`kernel.standing`).
 
-iptables-legacy announces nothing (its audit records want CAP_AUDIT_READ and an audit that is on). So where it has
-tables, the kernel is asked each second for the shape of each, one system call: the number of rules and where the
-chains begin (linux/netfilter_ipv4/ip_tables.h). A rule replaced by one of the same size is not seen.
+Two things announce nothing, and are looked at each second where they matter, with a system call each:
+- iptables-legacy (its audit records want CAP_AUDIT_READ and an audit that is on): the shape of its tables, that is
+  the number of rules and where the chains begin (linux/netfilter_ipv4/ip_tables.h). A rule replaced by one of the
+  same size is not seen.
+- Control groups that are made anew, as when a unit restarts: their identities. inotify(7) tells of them, too, but
+  by a watch on each parent, and a parent can be made anew as well.
 """
 
 from __future__ import annotations
@@ -13,12 +16,14 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
+from tnat64d.kernel import cgroup
 from tnat64d.kernel.nfnetlink import NETLINK_NETFILTER
 from tnat64d.kernel.rtnetlink import RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE, RTMGRP_IPV4_RULE, RTMGRP_LINK
 
-LEGACY_INTERVAL_S = 1.0
+INTERVAL_S = 1.0
+"""Between two looks at what announces nothing."""
 
 _ROUTING_GROUPS = RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV4_ROUTE | RTMGRP_IPV4_RULE
 _NFTABLES_GROUP = 1 << 6  # NFNLGRP_NFTABLES
@@ -38,7 +43,9 @@ class ChangeMonitor:
     ) -> None:
         self._loop = loop
         self._noticed = noticed
-        self._legacy: asyncio.TimerHandle | None = None
+        self._has_legacy = packet_rules
+        self._groups: tuple[str, ...] = ()
+        self._timer: asyncio.TimerHandle | None = None
         self._sockets = [_subscribed(socket.NETLINK_ROUTE, _ROUTING_GROUPS)]
         if packet_rules:
             try:
@@ -46,15 +53,22 @@ class ChangeMonitor:
             except OSError:
                 self._sockets[0].close()
                 raise
-            self._shapes = legacy_shapes()
-            self._legacy = loop.call_later(LEGACY_INTERVAL_S, self._look_at_legacy)
+        self._unannounced = self._look()
+        self._set_timer()
         for netlink in self._sockets:
             loop.add_reader(netlink.fileno(), self._announced, netlink)
 
+    def watch_groups(self, paths: Collection[str]) -> None:
+        """Let control groups that get, lose or change one of `paths` be a reason, too, from now on."""
+        if tuple(paths) != self._groups:
+            self._groups = tuple(paths)
+            self._unannounced = self._look()
+            self._set_timer()
+
     def close(self) -> None:
         """Watch no more."""
-        if self._legacy is not None:
-            self._legacy.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
         for netlink in self._sockets:
             self._loop.remove_reader(netlink.fileno())
             netlink.close()
@@ -70,12 +84,21 @@ class ChangeMonitor:
                 continue
         self._noticed()
 
-    def _look_at_legacy(self) -> None:
-        self._legacy = self._loop.call_later(LEGACY_INTERVAL_S, self._look_at_legacy)
-        shapes = legacy_shapes()
-        if shapes != self._shapes:
-            self._shapes = shapes
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        is_needed = self._has_legacy or self._groups
+        self._timer = self._loop.call_later(INTERVAL_S, self._look_again) if is_needed else None
+
+    def _look_again(self) -> None:
+        self._set_timer()
+        seen = self._look()
+        if seen != self._unannounced:
+            self._unannounced = seen
             self._noticed()
+
+    def _look(self) -> object:
+        return legacy_shapes() if self._has_legacy else None, cgroup.identities(self._groups)
 
 
 def _subscribed(family: int, groups: int) -> socket.socket:

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Collection, Iterable
 from contextlib import AbstractContextManager, nullcontext
 
-from tnat64d.core import description, scope
+from tnat64d.core import description, ruleset, scope
 from tnat64d.core.config import Config
 from tnat64d.core.files import Files
 from tnat64d.core.ruleset import LOOPBACK, OWN_DEVICE, Ruleset
@@ -68,7 +68,10 @@ class StaticRules:
 
 
 class HeldRules:
-    """Raises as StaticRules. `device`: a descriptor to call `answer` for when it is readable, or None."""
+    """Raises as StaticRules. `device`: a descriptor to call `answer` for when it is readable, or None.
+
+    A control group that does not exist is no error here, but gets its rules when it does (`renewed`).
+    """
 
     def __init__(self, settings: Settings, settings_file: str, *, in_daemon: bool = True) -> None:
         """`in_daemon`: False where another process is the daemon: rules are static and refuse no destination."""
@@ -80,6 +83,7 @@ class HeldRules:
         self._static: StaticRules | None = None
         self._ruleset: Ruleset | None = None
         self._standing: Standing = {}
+        self._identities: dict[str, int] = {}
 
     @property
     def way(self) -> str:
@@ -138,6 +142,9 @@ class HeldRules:
             refusal_memory_s = 0.0
         with _exec_group(settings):
             self._install(describe(config, settings, self._settings_file, device, refusal_memory_s))
+        for path in self.groups:
+            if path not in self._identities:
+                _log.warning("there is no control group %s now: the rules for it come when there is", path)
 
     def restore(self) -> None:
         """Make what `install` made last stand again."""
@@ -149,7 +156,23 @@ class HeldRules:
         """The parts that do not stand as they did after `install`, by the names that sentences use."""
         if self._ruleset is None:
             return ()
-        return standing.lost(self._standing, self._installation.standing(self._ruleset))
+        lost = standing.lost(self._standing, self._installation.standing(self._ruleset))
+        if self._settings.scope.exec and not cgroup.exists(cgroup.of_exec()):
+            lost += (f"the control group {cgroup.of_exec()}",)
+        return lost
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The control groups that rules are for."""
+        return () if self._ruleset is None else ruleset.cgroups(self._ruleset)
+
+    def renewed(self) -> tuple[str, ...]:
+        """Those that have been made, or made anew, since the rules were: they match only what was there then.
+
+        One that is gone is not missed: nothing can be in it.
+        """
+        now = cgroup.identities(self.groups)
+        return tuple(path for path, identity in now.items() if identity != self._identities.get(path))
 
     def refuse(self, destinations: Iterable[Destination]) -> None:
         """Let the kernel refuse each for a while, if `install` was told how long; a full set takes no more."""
@@ -183,13 +206,16 @@ class HeldRules:
         backend = None if self._static is None else self._static.choice.backend
         return backend if isinstance(backend, Nftables) else None
 
-    def _install(self, ruleset: Ruleset) -> None:
+    def _install(self, wanted: Ruleset) -> None:
         installation = self._installation
         if self._owned is None:
             _require_not_held()
-        installation.install(ruleset)
-        self._ruleset = ruleset
-        self._standing = standing.incomplete(installation.parts(ruleset), installation.standing(ruleset))
+        groups = ruleset.cgroups(wanted)
+        identities = cgroup.identities(groups)  # before: what is made anew meanwhile is `renewed`
+        made = ruleset.without_cgroups(wanted, set(groups) - set(identities))
+        installation.install(made)
+        self._ruleset, self._identities = wanted, identities
+        self._standing = standing.incomplete(installation.parts(made), installation.standing(made))
 
     @property
     def _installation(self) -> Installation | OwnedInstallation:
@@ -234,6 +260,7 @@ class SetUpRules:
     way = "setup"
     watches_packet_rules = False
     device = None
+    groups = ()
 
     def __init__(self, settings: Settings) -> None:
         self._rules = settings.rules
@@ -257,6 +284,10 @@ class SetUpRules:
 
     def restore(self) -> None:
         """Nothing."""
+
+    def renewed(self) -> tuple[str, ...]:
+        """None, as it knows of none."""
+        return ()
 
     def remove(self) -> None:
         """Nothing."""
