@@ -16,6 +16,7 @@ import pytest
 from tests.lab import SERVER_V4, IdealNat64Lab, Nat64Lab, Port, wait_until
 from tests.lab.clients import NAMES, Clients
 from tests.lab.daemon import PROGRAM, Daemon, Service, Tables, is_alive, snapshot
+from tests.lab.units import Units
 from tests.test_scopes import PROGRAM as DIAL
 from tests.test_scopes import WAYS
 from tnat64d.kernel import cgroup as cgroups
@@ -138,34 +139,59 @@ AS_SERVICE = (
 
 
 @pytest.fixture
-def unprivileged(lab: IdealNat64Lab) -> Iterator[Daemon]:
-    """A daemon as the shipped unit runs it; no rules so far."""
+def unprivileged(lab: IdealNat64Lab) -> Daemon:
+    """A daemon as the shipped unit runs it, to be started; no rules so far."""
     directory = Path(tempfile.mkdtemp(prefix="exec-", dir=lab.directory))
     for each in (lab.directory, directory):
         each.chmod(0o755)
-    daemon = Daemon(lab.client, directory, command="serve", settings=ALLOWED, program=(*AS_SERVICE, *PROGRAM))
+    daemon = Daemon(
+        lab.client,
+        directory,
+        command="serve",
+        settings=ALLOWED,
+        program=(*AS_SERVICE, *PROGRAM),
+        leaves_kernel_as_found=False,
+    )
     daemon.directory.chmod(0o755)
     os.chown(daemon.directory, STRANGER, STRANGER)
-    with daemon:
-        yield daemon
+    return daemon
 
 
 def test_setup_lends_a_daemon_without_root_the_way_into_the_group(
     unprivileged: Daemon, lab: IdealNat64Lab
 ) -> None:
     world = World(lab, unprivileged.settings)
-    done = world.run("true", uid=NOBODY)
-    assert (done.returncode, done.stderr.count("\n")) == (125, 1)
-    assert "tnat64d setup" in done.stderr
-    try:
-        for _ in range(2):  # again after a change, as the unit does at a reload
-            assert unprivileged.run("setup", "-f", str(unprivileged.conf)).returncode == 0
-            assert world.run(*CONNECT, uid=NOBODY).stdout == "through\n"
-            assert world.run(*CONNECT).stdout == "through\n"
-            assert world.run(*CONNECT, as_it_is=True).stdout == "ECONNREFUSED\n"
-            assert world.run("true", uid=STRANGER + 1).returncode == 125
-    finally:
-        assert unprivileged.run("teardown").returncode == 0
+    with unprivileged:
+        done = world.run("true", uid=NOBODY)
+        assert (done.returncode, done.stderr.count("\n")) == (125, 1)
+        assert "tnat64d setup" in done.stderr
+        try:
+            for _ in range(2):  # again after a change
+                assert unprivileged.run("setup", "-f", str(unprivileged.conf)).returncode == 0
+                assert world.run(*CONNECT, uid=NOBODY).stdout == "through\n"
+                assert world.run(*CONNECT).stdout == "through\n"
+                assert world.run(*CONNECT, as_it_is=True).stdout == "ECONNREFUSED\n"
+                assert world.run("true", uid=STRANGER + 1).returncode == 125
+        finally:
+            assert unprivileged.run("teardown").returncode == 0
+
+
+def test_the_service_lends_it_again_when_somebody_has_removed_the_group(
+    unprivileged: Daemon, lab: IdealNat64Lab
+) -> None:
+    world = World(lab, unprivileged.settings)
+
+    def gets_through() -> bool:
+        return world.run(*CONNECT, uid=NOBODY).stdout == "through\n"
+
+    with Units(unprivileged, drop_in="exec.conf") as units:
+        wait_until(gets_through, "it is lent")
+        world.group.rmdir()
+        units.watcher.wait_for_output(f"WARNING: the control group {world.group.name} was gone .*: restored$")
+        wait_until(gets_through, "it is lent again")
+        units.stop()
+    assert not world.group.exists()
+    assert snapshot(lab.client) == units.before
 
 
 # As if it had not been there
