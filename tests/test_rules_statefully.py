@@ -1,4 +1,4 @@
-"""Any sequence of setup, teardown, crash, healing, reload, and what others do to their rules meanwhile.
+"""Any sequence of setup, teardown, crash, healing, watching, reload, and what others do to their rules meanwhile.
 
 A twin host sees what the others do, and never tnat64d. Whenever tnat64d has been torn down the two hosts have the
 same rules, routes and addresses.
@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from tests.kernel.bare_host import CONFIG, own_traces
 from tests.lab import Lab, Namespace, wait_until
-from tests.lab.daemon import Daemon, Tables, as_toml, is_alive, run_cli, snapshot
+from tests.lab.daemon import PROGRAM, Daemon, Tables, as_toml, is_alive, run_cli, snapshot
 from tnat64d.core import settings as toml
 from tnat64d.kernel.rules import StaticRules
 
@@ -160,6 +160,29 @@ class Hosts(RuleBasedStateMachine):
             assert daemon.status()["rules_restored"] > 0
         self.is_down = True
         self.compare()
+
+    @rule(
+        scope=st.sampled_from(SCOPES),
+        backend=st.sampled_from(BACKENDS),
+        mode=st.sampled_from(["redirect", "tproxy"]),
+        end=st.sampled_from([signal.SIGTERM, signal.SIGKILL]),
+    )
+    def watch(self, scope: dict[str, list[str]], backend: dict[str, str], mode: str, end: signal.Signals) -> None:
+        """The same with `setup --watch`, which leaves its rules however it ends."""
+        files = Daemon(
+            self.host, self.lab.directory, command="serve", settings=self.tables_of(backend, mode, scope)
+        )
+        command = (*PROGRAM, "setup", "--watch", "-f", str(files.conf), "-c", str(files.settings))
+        watcher = self.host.start(command)
+        watcher.wait_for_output("ready: ")
+        stood = set(own_traces(self.host))
+        self.both("nft", "flush", "ruleset")
+        self.host.run(["ip", "rule", "del", "pref", "32769", "protocol", "64"])
+        wait_until(lambda: stood <= set(own_traces(self.host)), "the rules are restored")
+        watcher.send_signal(end)
+        watcher.wait()
+        assert stood <= set(own_traces(self.host))
+        self.is_down = False
 
     @rule(before=st.sampled_from(SCOPES), after=st.sampled_from(SCOPES), backend=st.sampled_from(BACKENDS))
     def reload(self, before: dict[str, list[str]], after: dict[str, list[str]], backend: dict[str, str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import re
 import signal
@@ -16,6 +17,7 @@ import pytest
 from tests.lab import IdealNat64Lab, Port, wait_until
 from tests.lab.daemon import CONF, PROGRAM, Daemon, Tables, dial, echo, run_cli, snapshot
 from tests.lab.units import Units
+from tests.test_fail_open import assert_connect_fails_at_once, kill
 from tests.test_healing import FOREIGN, LOSSES, SOON_S, foreign_rules, works
 from tnat64d.core.healing import ATTEMPTS
 
@@ -195,6 +197,17 @@ def test_connections_end_before_the_rules_go(ideal_lab: IdealNat64Lab) -> None:
         stopping.join()
         assert 'stopped: the rules stand until "tnat64d teardown"' in units.watcher.stderr
     assert snapshot(client) == units.before
+
+
+@pytest.mark.parametrize("settings", BACKENDS.values(), ids=BACKENDS)
+def test_a_daemon_that_is_killed_takes_watcher_and_rules_with_it(
+    ideal_lab: IdealNat64Lab, settings: Tables
+) -> None:
+    with running(ideal_lab, settings) as units:
+        kill(units.daemon, "all")
+        units.stop(-signal.SIGKILL)
+    assert snapshot(ideal_lab.client) == units.before
+    assert_connect_fails_at_once(ideal_lab.client, errno.ENETUNREACH)
 
 
 def test_what_others_of_us_would_change_is_refused_while_it_is_watched(ideal_lab: IdealNat64Lab) -> None:

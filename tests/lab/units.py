@@ -101,15 +101,15 @@ class Units:
         """`systemctl reload tnat64d-setup`; whether it succeeded."""
         return all(self._run(command).returncode == 0 for command in values(SETUP, "ExecReload"))
 
-    def stop(self) -> None:
-        """`systemctl stop tnat64d`, or the end of the daemon, which stops what is bound to it."""
+    def stop(self, exit_code: int = 0) -> None:
+        """`systemctl stop tnat64d`, or what follows the end of the daemon by itself, with `exit_code`."""
         for command in values(SETUP, "ExecStop"):
             assert command.startswith("-")
             self._run(command.removeprefix("-"))
         self.watcher.send_signal(signal.SIGTERM)
         assert self.watcher.wait(TIMEOUT_S) == 0, self.watcher.stderr
         self.clean_up()
-        assert self.daemon.process.wait(TIMEOUT_S) == 0, self.daemon.log
+        assert self.daemon.process.wait(TIMEOUT_S) == exit_code, self.daemon.log
 
     def clean_up(self) -> None:
         """What follows any end of the main process."""
