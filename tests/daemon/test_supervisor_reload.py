@@ -159,6 +159,7 @@ def test_beside_setup_a_reload_says_whether_the_rules_need_it_too(ideal_lab: Ide
         assert json.loads(daemon.run("reload", "--json").stdout) == {
             "summary": "prefix 2001:db8:64::/96, 0 paths, 1 local networks",
             "needs_setup": True,
+            "watcher": None,
         }
 
 

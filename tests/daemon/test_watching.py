@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from tests.lab import IdealNat64Lab
-from tests.lab.daemon import Daemon, Tables, iptables_after, snapshot
+from tests.lab import IdealNat64Lab, wait_until
+from tests.lab.daemon import CONF, Daemon, Tables, iptables_after, snapshot
 from tests.lab.units import Units
 
 pytestmark = pytest.mark.netns("iptables-nft", "setpriv")
@@ -84,3 +84,12 @@ def test_what_cannot_be_restored_is_told_to_systemd_and_the_daemon_and_tried_aga
         flag.unlink()
         units.watcher.wait_for_output("changed: restored$")
         units.wait_for_message("STATUS=rules restored; restored 1 times")
+
+
+def test_a_reload_of_the_daemon_names_what_brings_the_change_to_watched_rules(ideal_lab: IdealNat64Lab) -> None:
+    with Units(serving(ideal_lab)) as units:
+        pid = units.watcher.pid
+        wait_until(lambda: units.daemon.status()["rules"]["watcher"] == pid, "the watcher has reported")
+        units.daemon.conf.write_text(f"local = 203.0.113.0/24\n{CONF}")
+        told = units.daemon.run("reload").stdout
+        assert f"this change touches them: run `kill -HUP {pid}`, too" in told

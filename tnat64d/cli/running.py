@@ -81,8 +81,10 @@ def _reload(arguments: argparse.Namespace) -> int:
 def _reload_text(answer: dict[str, object]) -> str:
     text = f"reloaded: {answer['summary']}"
     if answer["needs_setup"]:
+        watcher = answer["watcher"]
+        command = "tnat64d setup" if watcher is None else f"kill -HUP {watcher}"
         text += (
-            "\nThe kernel's rules are those of setup, and this change touches them: run `tnat64d setup`, too"
+            f"\nThe kernel's rules are those of setup, and this change touches them: run `{command}`, too"
             " (systemctl reload tnat64d does both)"
         )
     return text

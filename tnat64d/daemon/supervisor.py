@@ -282,7 +282,7 @@ class _Supervisor:
             _log.info("reloaded: %s", _summary(config))
             if needs_setup:
                 _log.info('the change touches the kernel\'s rules, which "tnat64d setup" makes')
-            return {"summary": _summary(config), "needs_setup": needs_setup}
+            return {"summary": _summary(config), "needs_setup": needs_setup, "watcher": self._watched.pid}
 
     async def _needs_setup(self, after: Files) -> bool:
         """Whether what `after` changes in the rules is left to `setup`. Raises ConfigurationError (scope)."""

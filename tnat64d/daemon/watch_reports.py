@@ -36,6 +36,11 @@ class Watched:
         return self._last is not None and self._last.connection.fileno() != -1
 
     @property
+    def pid(self) -> int | None:
+        """That of the watcher, if there is one."""
+        return self._last.pid if self._last is not None and self.is_there else None
+
+    @property
     def report(self) -> Answer:
         """What `status` says of the rules instead of what the daemon sees of them; empty without a watcher."""
         if not self.is_there:
