@@ -199,6 +199,15 @@ def test_a_change_of_mode_leaves_no_base_chain_of_the_first(
     assert standing(host) == before
 
 
+def test_chains_of_legacy_do_not_depend_on_those_of_nf_tables(host: Namespace, mode: Mode) -> None:
+    install(host, "iptables-legacy", mode)
+    alone = rules_of(host, "iptables-legacy")
+    assert "MADE" not in alone
+    install(host, "iptables-nft", mode)
+    install(host, "iptables-legacy", mode)
+    assert rules_of(host, "iptables-legacy") == alone
+
+
 def test_removing_twice_or_for_nothing_changes_nothing(busy_host: Namespace, program: str) -> None:
     before = standing(busy_host)
     remove(busy_host, program)

@@ -105,10 +105,10 @@ def jump_part(chain: str) -> str:
     return f"the jump to {chain}"
 
 
-def render(ruleset: Ruleset, saved: dict[str, Table], base_chains: frozenset[tuple[str, str]]) -> str:
+def render(ruleset: Ruleset, saved: dict[str, Table], base_chains: frozenset[tuple[str, str]] | None) -> str:
     """The input of `iptables-restore --noflush` that makes `ruleset` stand where `saved` stands.
 
-    `base_chains`: (table, chain) of those that nf_tables has now.
+    `base_chains`: (table, chain) of those that nf_tables has now; None for iptables-legacy, which makes none.
     """
     lines: list[str] = []
     for table in dict.fromkeys(hook.table for hook in Hook):
@@ -117,7 +117,8 @@ def render(ruleset: Ruleset, saved: dict[str, Table], base_chains: frozenset[tup
         made = {
             MADE[chain.hook]
             for chain in chains
-            if MADE[chain.hook] in before.own_chains or (table, chain.hook.chain) not in base_chains
+            if base_chains is not None
+            and (MADE[chain.hook] in before.own_chains or (table, chain.hook.chain) not in base_chains)
         }
         lines += _transaction(table, chains, before, sorted(made), ruleset)
     return "".join(f"{line}\n" for line in lines)
@@ -255,12 +256,12 @@ class Iptables:
 
     def plan(self, ruleset: Ruleset) -> str:
         """What `install` does, for a shell."""
-        return self._shell(render(ruleset, self.saved(), ipv4_chains()))
+        return self._shell(render(ruleset, self.saved(), self._base_chains()))
 
     def install(self, ruleset: Ruleset) -> None:
         """Make `ruleset` stand, and no other chain of ours."""
         saved = self.saved()
-        self._restore(render(ruleset, saved, ipv4_chains()))
+        self._restore(render(ruleset, saved, self._base_chains()))
         used = {(chain.hook.table, chain.hook.chain) for chain in ruleset.chains}
         self._remove_base_chains(saved, [hook for hook in Hook if (hook.table, hook.chain) not in used])
 
@@ -290,6 +291,10 @@ class Iptables:
             except Tnat64Error:
                 continue  # somebody uses it by now, or this is iptables-legacy
             delete_empty_ipv4_table(hook.table)
+
+    def _base_chains(self) -> frozenset[tuple[str, str]] | None:
+        """See `render`. Each kind says what it is: "iptables-save v1.8.9 (legacy)"."""
+        return None if "(legacy)" in self._run("save", "--version") else ipv4_chains()
 
     def _shell(self, text: str) -> str:
         return f"{self._program}-restore --noflush <<'EOF'\n{text}EOF"
