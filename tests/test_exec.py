@@ -17,8 +17,8 @@ from tests.lab import SERVER_V4, IdealNat64Lab, Nat64Lab, Port, wait_until
 from tests.lab.clients import NAMES, Clients
 from tests.lab.daemon import PROGRAM, Daemon, Service, Tables, is_alive, snapshot
 from tests.lab.units import Units
+from tests.test_scopes import ALL_WAYS, WAYS
 from tests.test_scopes import PROGRAM as DIAL
-from tests.test_scopes import WAYS
 from tnat64d.kernel import cgroup as cgroups
 from tnat64d.kernel.owned import is_held
 
@@ -60,7 +60,7 @@ class World:
 def service(lab: IdealNat64Lab | Nat64Lab, way: str, tables: Tables) -> Service:
     for directory in (lab.directory, made := Path(tempfile.mkdtemp(prefix="exec-", dir=lab.directory))):
         directory.chmod(0o755)
-    return Service(lab.client, made, settings={**WAYS[way], **tables}, is_static=way != "owned")
+    return Service(lab.client, made, settings={**ALL_WAYS[way], **tables}, is_static=way.startswith("static"))
 
 
 def world_of(lab: IdealNat64Lab | Nat64Lab, running: Service) -> World:
@@ -81,7 +81,7 @@ def world() -> Iterator[World]:
             yield world_of(lab, running)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", ALL_WAYS)
 def test_what_is_started_is_carried_and_everything_else_fails_at_once(lab: IdealNat64Lab, way: str) -> None:
     with service(lab, way, ALLOWED) as running:
         world = world_of(lab, running)
@@ -89,11 +89,12 @@ def test_what_is_started_is_carried_and_everything_else_fails_at_once(lab: Ideal
         assert world.run("sh", "-c", '"$@"; exit 3', "sh", *CONNECT).stdout == "through\n"
         assert world.run(*CONNECT, uid=NOBODY).stdout == "through\n"
         left_alone = world.run(*CONNECT, as_it_is=True).stdout
-        assert left_alone == ("ENETUNREACH\n" if way == "owned" else "ECONNREFUSED\n")
+        assert left_alone == ("ECONNREFUSED\n" if way.startswith("static") else "ENETUNREACH\n")
+        assert running.daemon.total("held") == (3 if "honest" in way else 0)
     assert not world.group.exists()
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", ALL_WAYS)
 def test_it_is_carried_though_the_scope_leaves_its_user_alone(lab: IdealNat64Lab, way: str) -> None:
     scope = {"exec": True, "users": ["root"], "not_users": ["nobody"], "not_networks": ["203.0.113.0/24"]}
     with service(lab, way, {"scope": scope, "exec": {"users": ["nobody"]}}) as running:

@@ -1,10 +1,12 @@
 """IPv4 and NAT64 come and go under one running daemon: which way each connection goes then.
 
-The lab's client has working IPv4 at first; the fallback delay and the connect timeout are short.
+The lab's client has working IPv4 at first; the fallback delay and the connect timeout are short. Connects are
+plain, and then honest: they go the same ways, and what fails is told by connect() itself.
 """
 
 from __future__ import annotations
 
+import errno
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +15,7 @@ from dataclasses import dataclass
 import pytest
 
 from tests.lab import ROUTER_V4, ROUTER_V6, SERVER_V4, Nat64Failure, Nat64Lab, Port, wait_until
-from tests.lab.daemon import Daemon, dial, echo, expect_reset, seconds_of
+from tests.lab.daemon import Daemon, Tables, dial, echo, expect_reset, seconds_of
 
 pytestmark = pytest.mark.netns("tayga", "iptables")
 
@@ -22,12 +24,17 @@ CONNECT_TIMEOUT_S = 1.0
 ROUTES_HAVE_CHANGED = "default routes have changed"
 STICKY: list[None] = [None]
 NOT_STICKY: list[None] = []
-SETTINGS = {
-    "proxy": {
-        "fallback_delay_s": FALLBACK_DELAY_S,
-        "connect_timeout_s": CONNECT_TIMEOUT_S,
-        "workers": 1,
+UNREACHABLE, GIVEN_UP = {errno.ENETUNREACH, errno.EHOSTUNREACH}, errno.EAGAIN
+SETTINGS: dict[str, Tables] = {
+    connect: {
+        "proxy": {
+            "connect": connect,
+            "fallback_delay_s": FALLBACK_DELAY_S,
+            "connect_timeout_s": CONNECT_TIMEOUT_S,
+            "workers": 1,
+        }
     }
+    for connect in ("plain", "honest")
 }
 EXTRA_ROUTE = f"route {{}} ::/0 via {ROUTER_V6} metric 77"
 
@@ -38,6 +45,7 @@ class Network:
 
     lab: Nat64Lab
     daemon: Daemon
+    is_honest: bool = False
 
     def way(self) -> tuple[str, str, float]:
         """Make a connection that works: "IPv4" or "NAT64", why, and after how many seconds it answered."""
@@ -50,10 +58,26 @@ class Network:
         return line[1], line[2], took_s
 
     def refusal(self) -> float:
-        """Make a connection that is reset: after how many seconds it was."""
+        """Make a connection that fails: after how many seconds it did, or was given up while connect() waited."""
         started = time.monotonic()
-        expect_reset(self.lab.client, Port.ECHO)
+        if self.is_honest:
+            assert self.error_of_connect(Port.ECHO) in UNREACHABLE | {GIVEN_UP}
+        else:
+            expect_reset(self.lab.client, Port.ECHO)
         return seconds_of(started)
+
+    def error_of_connect(self, port: int) -> int:
+        """Its errno, GIVEN_UP before the second SYN would be given up by the daemon."""
+        with self.lab.client.socket() as sock:
+            sock.settimeout(1.5 * CONNECT_TIMEOUT_S)
+            return sock.connect_ex((SERVER_V4, port))
+
+    def expect_refused(self) -> None:
+        """Require that the server is seen to refuse."""
+        if self.is_honest:
+            assert self.error_of_connect(Port.REFUSED) == errno.ECONNREFUSED
+        else:
+            expect_reset(self.lab.client, Port.REFUSED)
 
     def expect(self, sticky: list[None]) -> None:
         """Require STICKY or NOT_STICKY, in the only scope there is."""
@@ -88,13 +112,13 @@ class Noticed:
         return len(re.findall(ROUTES_HAVE_CHANGED, self._daemon.log))
 
 
-@pytest.fixture(scope="module")
-def running() -> Iterator[Network]:
+@pytest.fixture(scope="module", params=SETTINGS)
+def running(request: pytest.FixtureRequest) -> Iterator[Network]:
     """One daemon for all tests of this module."""
     with Nat64Lab(ipv4=True) as lab:
         lab.start_servers()
-        with Daemon(lab.client, lab.directory, settings=SETTINGS) as daemon:
-            yield Network(lab, daemon)
+        with Daemon(lab.client, lab.directory, settings=SETTINGS[request.param]) as daemon:
+            yield Network(lab, daemon, request.param == "honest")
 
 
 @pytest.fixture
@@ -184,7 +208,7 @@ def test_silent_nat64_does_not_make_stickiness(network: Network) -> None:
 
 @pytest.mark.parametrize("ipv4", [Nat64Lab.remove_ipv4_route, Nat64Lab.reject_ipv4, Nat64Lab.blackhole_ipv4])
 @pytest.mark.parametrize("nat64", Nat64Failure, ids=[failure.name for failure in Nat64Failure])
-def test_the_client_is_reset_when_both_ways_are_gone(
+def test_the_client_is_refused_when_both_ways_are_gone(
     network: Network, ipv4: Callable[[Nat64Lab], None], nat64: Nat64Failure
 ) -> None:
     ipv4(network.lab)
@@ -196,12 +220,12 @@ def test_the_client_is_reset_when_both_ways_are_gone(
 
 def test_refused_through_nat64_is_an_answer_and_makes_sticky(network: Network) -> None:
     network.lab.reject_ipv4()
-    expect_reset(network.lab.client, Port.REFUSED)
+    network.expect_refused()
     network.expect(STICKY)
 
 
 def test_refused_over_ipv4_is_the_answer(network: Network) -> None:
-    expect_reset(network.lab.client, Port.REFUSED)
+    network.expect_refused()
     network.daemon.wait_for_log(rf"-> {SERVER_V4}:{Port.REFUSED} refused: IPv4: Connection refused \(")
     network.expect(NOT_STICKY)
 

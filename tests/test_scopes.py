@@ -32,6 +32,10 @@ WAYS: dict[str, Tables] = {
     "static iptables-legacy": {"rules": {"backend": "iptables", "iptables": "iptables-legacy"}},
 }
 
+HONEST: Tables = {"proxy": {"connect": "honest"}}
+ALL_WAYS = WAYS | {f"{way}, honest": {**WAYS[way], **HONEST} for way in ("owned", "static iptables-legacy")}
+"""What is held must be what is captured, whoever renders the conditions."""
+
 PROGRAM = """
 import errno, socket, sys
 sock = socket.socket()
@@ -126,8 +130,8 @@ def way(request: pytest.FixtureRequest) -> str:
 
 
 def service(lab: IdealNat64Lab, way: str, scope: dict[str, list[str]]) -> Service:
-    settings: Tables = {**WAYS[way], "scope": scope}
-    return Service(lab.client, lab.directory, settings=settings, is_static=way != "owned")
+    settings: Tables = {**ALL_WAYS[way], "scope": scope}
+    return Service(lab.client, lab.directory, settings=settings, is_static=way.startswith("static"))
 
 
 def with_names(scope: dict[str, list[str]], cgroup: Path) -> dict[str, list[str]]:
@@ -135,19 +139,21 @@ def with_names(scope: dict[str, list[str]], cgroup: Path) -> dict[str, list[str]
     return {key: [names.get(value, value) for value in values] for key, values in scope.items()}
 
 
+@pytest.mark.parametrize("way", ALL_WAYS)
 @pytest.mark.parametrize("name", CASES)
 def test_the_included_get_through_and_the_excluded_fail_at_once(
     lab: IdealNat64Lab, cgroup: Path, way: str, name: str
 ) -> None:
     case = CASES[name]
-    refusal = "ENETUNREACH" if way == "owned" else "ECONNREFUSED"
-    with service(lab, way, with_names(case.scope, cgroup)):
+    refusal = "ECONNREFUSED" if way.startswith("static") else "ENETUNREACH"
+    with service(lab, way, with_names(case.scope, cgroup)) as running:
         for program in case.included:
             assert program.outcome(lab.client, cgroup)[0] == "through", program
         for program in case.excluded:
             said, took_s = program.outcome(lab.client, cgroup)
             assert said == refusal, program
             assert took_s < AT_ONCE_S + 1, "the program itself takes up to a second to start"
+        assert running.daemon.total("held") == (len(case.included) if "honest" in way else 0)
 
 
 @pytest.mark.parametrize("name", CASES)
