@@ -132,8 +132,8 @@ def test_owned_rules_go_with_the_daemon_and_downloads_are_reset(
 
 
 def test_connections_that_were_idle_end_although_every_process_was_killed(ideal_lab: IdealNat64Lab) -> None:
-    """What still had bytes to send cannot: the address has gone with the last process. Nor, on a host whose CPUs are
-    all busy, can the last one or two: their FIN is still on its way when the address goes.
+    """What still had bytes to send cannot: the address has gone with the last process. Nor, on a host
+    whose CPUs are all busy, can the last one or two: their FIN is still on its way when the address goes.
     """
     with daemon_in(ideal_lab) as daemon, contextlib.ExitStack() as stack:
         socks = [stack.enter_context(dial(ideal_lab.client, Port.ECHO)) for _ in range(DOWNLOADS)]
