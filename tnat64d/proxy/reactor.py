@@ -125,7 +125,9 @@ class Reactor:
         if not self._stopped:
             self._stopped = True
             if self._loop is not None:
-                self._loop.remove_reader(self._epoll.fileno())
+                # uvloop's returns None, which compiled code does not take for the promised bool.
+                forget: Callable[[int], object] = self._loop.remove_reader
+                forget(self._epoll.fileno())
             self._epoll.close()
 
     def turn(self, timeout_s: float) -> None:
