@@ -256,3 +256,13 @@ def test_a_source_behind_the_gateway_at_its_limit_does_not_keep_others_out(gatew
         first.close()
         daemon.wait_for_total("active", 6)
         echo(connect(CONTAINER))
+
+
+def test_bridges_by_which_tproxy_gets_nothing_are_told_at_once(gateway_lab: GatewayLab) -> None:
+    gateway_lab.client.write_sysctl("net.bridge.bridge-nf-call-iptables", 1)
+    settings: Tables = {**GATEWAY_WAYS["tproxy nftables"], "scope": {"gateway": ["br-test"]}}
+    with Daemon(gateway_lab.client, gateway_lab.directory, settings=settings) as daemon:
+        assert "WARNING: connections that come in by br-test will hang" in daemon.log
+        gateway_lab.route_what_bridges_deliver()
+        daemon.run("reload")
+        assert daemon.log.count("will hang") == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,6 +31,16 @@ def group() -> Iterator[Path]:
     path = cgroups.root() / f"tnat64dtest{os.getpid()}.slice"
     yield path
     if path.exists():
+        path.rmdir()
+
+
+@contextlib.contextmanager
+def other_group(name: str) -> Iterator[None]:
+    path = cgroups.root() / name
+    path.mkdir()
+    try:
+        yield
+    finally:
         path.rmdir()
 
 
@@ -82,6 +93,27 @@ def test_rules_follow_a_unit_however_often_it_starts_anew(
         status = daemon.status()
         assert (status["rules"]["state"], status["rules_restored"]) == ("standing", 0)
         assert "WARNING" not in process.stderr
+
+
+@pytest.mark.parametrize("keeper", ["up", "setup --watch"])
+def test_a_unit_that_a_reload_has_named_is_followed(ideal_lab: IdealNat64Lab, group: Path, keeper: str) -> None:
+    """Rules of iptables-legacy, which announces nothing, and sees no change in rules of the same size."""
+    way = "static iptables-legacy"
+    group.mkdir()
+    before = f"other-{group.name}"
+    with other_group(before), running(ideal_lab, way, keeper, {"units": [before]}) as (daemon, process):
+        assert INSIDE.outcome(ideal_lab.client, group)[0] != "through"
+        daemon.settings.write_text(daemon.settings.read_text().replace(before, group.name))
+        if keeper == "up":
+            assert daemon.run("reload").returncode == 0
+        else:
+            process.send_signal(signal.SIGHUP)
+            process.wait_for_output("reloaded: the rules are made anew")
+        assert INSIDE.outcome(ideal_lab.client, group)[0] == "through"
+        group.rmdir()
+        group.mkdir()
+        wait_for_telling(process, group, 1)
+        assert INSIDE.outcome(ideal_lab.client, group)[0] == "through"
 
 
 @pytest.mark.parametrize(("way", "keeper"), KEEPERS)

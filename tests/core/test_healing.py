@@ -5,7 +5,18 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable
 
-from tnat64d.core.healing import ATTEMPTS, RETRY_S, WINDOW_S, Healing, Restore, SlowDown, State, Wait
+from tnat64d.core.healing import (
+    ATTEMPTS,
+    RENEWAL_S,
+    RENEWALS,
+    RETRY_S,
+    WINDOW_S,
+    Healing,
+    Restore,
+    SlowDown,
+    State,
+    Wait,
+)
 
 RULE, ROUTE = ("the rule",), ("the route",)
 
@@ -122,10 +133,21 @@ def test_a_failure_is_forgotten_when_somebody_else_puts_it_back() -> None:
     assert healing.decide(RULE, 0.2) == Restore()
 
 
-def test_restorations_that_do_not_count_are_made_at_once_however_many() -> None:
+def test_renewals_are_no_contest_and_after_many_they_are_spaced() -> None:
     healing = Healing()
-    for now_s in range(20):
-        assert healing.decide(RULE, now_s) == Restore()
-        healing.restored(now_s, counts=False)
+    for number in range(RENEWALS):
+        assert healing.decide_on_renewal(float(number)) == Restore()
+        healing.restored(float(number), counts=False)
         assert told(healing) == (State.STANDING, (), None)
-    assert healing.stands(20.0) is None
+    last_s = RENEWALS - 1.0
+    assert healing.decide_on_renewal(last_s + 1) == Wait(RENEWAL_S - 1)
+    assert healing.decide_on_renewal(last_s + RENEWAL_S) == Restore()
+    assert healing.decide(RULE, last_s + 1) == Restore(), "what is lost waits for none of them"
+    assert healing.stands(last_s) is None
+
+
+def test_renewals_of_long_ago_do_not_count() -> None:
+    healing = Healing()
+    for _ in range(RENEWALS):
+        healing.restored(0.0, counts=False)
+    assert healing.decide_on_renewal(WINDOW_S) == Restore()

@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from select import EPOLLIN
 
 import pytest
@@ -181,6 +182,21 @@ def test_its_selector_keeps_the_rules_of_selectors(loop: ReactorLoop) -> None:
         for unknown in (selector.unregister, selector.get_key):
             with pytest.raises(KeyError):
                 unknown(sock)
+
+
+def test_a_descriptor_that_is_closed_already_can_be_forgotten(loop: ReactorLoop) -> None:
+    read_fd, write_fd = os.pipe()
+    loop.add_reader(read_fd, loop.stop)
+    os.close(read_fd)
+    assert loop.remove_reader(read_fd)
+    os.close(write_fd)
+
+
+def test_a_descriptor_that_cannot_be_waited_for_is_refused_each_time(loop: ReactorLoop, tmp_path: Path) -> None:
+    with (tmp_path / "file").open("w") as file:
+        for _ in range(2):
+            with pytest.raises(PermissionError):
+                loop.add_reader(file.fileno(), loop.stop)
 
 
 def test_the_reactor_of_such_a_loop_is_its_own_and_that_of_another_is_nested(loop: ReactorLoop) -> None:

@@ -265,6 +265,24 @@ async def test_what_shall_be_done_late_is_done_once_when_all_have_been_told(
     assert told[2:] == [f"late {name}" for name in told[:2]]
 
 
+async def test_what_fails_late_keeps_nothing_else_from_being_done(
+    reactor: CountedReactor, pairs: Pairs, caplog: pytest.LogCaptureFixture
+) -> None:
+    told: list[str] = []
+
+    def ask() -> None:
+        reactor.late(lambda: [][0])
+        reactor.late(lambda: told.append("late"))
+        reactor.close(near)
+
+    far, near = pairs.make()
+    far.send(b"x")
+    reactor.watch(near.fileno(), EPOLLIN | EPOLLET, Recorder(ask))
+    await until(lambda: told)
+    await until(lambda: near.fileno() == -1)
+    assert "because of a bug" in caplog.text
+
+
 async def test_what_shall_be_done_late_is_done_at_once_between_turns(reactor: CountedReactor) -> None:
     told: list[str] = []
     reactor.late(lambda: told.append("now"))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
+import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,7 +39,7 @@ from tnat64d.proxy.dialer import Dialer, DialSettings
 from tnat64d.proxy.listener import Listener
 from tnat64d.proxy.syn_gate import SynGate
 
-pytestmark = pytest.mark.netns
+pytestmark = pytest.mark.netns("iptables-nft")
 
 PORT = 7000
 LISTENER = ("127.0.0.1", 6464)
@@ -270,6 +272,57 @@ async def test_rules_that_change_empty_the_queues_and_the_next_syn_is_held_inste
     assert (plane.observer.held_count, plane.dialer.active) == (1, 1)
     plane.gate.stop()
     assert await plane.outcome(client) == errno.ECONNREFUSED
+
+
+@contextmanager
+def handshakes_fail() -> Iterator[Callable[[], int]]:
+    """The listener's SYN-ACKs are lost meanwhile; tells how many SYNs have left the gate."""
+    lose = ("OUTPUT", "-p", "tcp", "--sport", str(LISTENER[1]), "--tcp-flags", "SYN,ACK", "SYN,ACK", "-j", "DROP")
+    count = ("OUTPUT", "-p", "tcp", "--dport", str(LISTENER[1]), "--syn")
+
+    def syns() -> int:
+        shown = subprocess.run(["iptables-nft", "-nvxL", "OUTPUT"], capture_output=True, text=True, check=True)
+        (line,) = (line for line in shown.stdout.splitlines() if f"dpt:{LISTENER[1]}" in line)
+        return int(line.split()[0])
+
+    for rule in (lose, count):
+        subprocess.run(["iptables-nft", "-A", *rule], check=True)
+    try:
+        yield syns
+    finally:
+        for rule in (lose, count):
+            subprocess.run(["iptables-nft", "-D", *rule], check=True)
+
+
+async def test_a_syn_that_comes_again_when_its_upstream_waits_goes_on_and_is_not_dialled_again(
+    make_plane: MakePlane,
+) -> None:
+    plane = make_plane()
+    with handshakes_fail() as syns:
+        client = plane.connect(ANSWERS)
+        await until(lambda: syns() >= 2)  # after 1 s
+        assert plane.observer.accepted_count == 0
+    assert await plane.outcome(client) == 0
+    server = await plane.accept()
+    await client.send(b"late")
+    assert await server.receive(4) == b"late"
+    assert plane.nobody_else_came()
+    assert (plane.observer.held_count, plane.observer.accepted_count) == (1, 1)
+
+
+async def test_another_connection_from_the_same_port_hangs_up_the_upstream_of_the_first(
+    make_plane: MakePlane,
+) -> None:
+    """Its SYN then meets the half-open connection of the first in the listener, and the kernel may refuse it."""
+    plane = make_plane()
+    with handshakes_fail():
+        plane.connect(ANSWERS, port=50002)
+        first = await plane.accept()
+        plane.peers[0].close()
+        plane.connect(ANSWERS, port=50002)
+        await plane.accept()
+        assert await first.receive(1) == b""
+    assert (plane.observer.held_count, len(plane.observer.unclaimed_connections)) == (2, 1)
 
 
 async def test_another_connection_from_the_same_port_ends_the_dial_for_the_first(make_plane: MakePlane) -> None:

@@ -82,7 +82,9 @@ def _reload_text(answer: dict[str, object]) -> str:
     text = f"reloaded: {answer['summary']}"
     if answer["needs_setup"]:
         watcher = answer["watcher"]
-        command = "tnat64d setup" if watcher is None else f"kill -HUP {watcher}"
+        command = "tnat64d setup"
+        if watcher is not None:  # 0: one that has no number in the daemon's PID namespace
+            command = f"kill -HUP {watcher}" if watcher else "systemctl reload tnat64d-setup"
         text += (
             f"\nThe kernel's rules are those of setup, and this change touches them: run `{command}`, too"
             " (systemctl reload tnat64d does both)"

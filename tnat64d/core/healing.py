@@ -1,8 +1,8 @@
 """When rules that others took away are put back.
 
 Owns the decision. Refuses to own looking and putting back. Pure: the time is an argument, in seconds.
-Restorations count for WINDOW_S, whatever parts they put back; one that fails does not count, nor one because a
-control group was made anew, which is nobody's fault.
+Restorations count for WINDOW_S, whatever parts they put back; one that fails does not count. One because a control
+group was made anew is nobody's fault and no contest: after RENEWALS in WINDOW_S the next waits for RENEWAL_S.
 
     state       what was lost is put back                       becomes
     STANDING    at once                                         RESTORED
@@ -21,6 +21,7 @@ from enum import StrEnum
 ATTEMPTS = 5
 FIRST_DELAY_S = 1.0
 RETRY_S = 60.0
+RENEWALS, RENEWAL_S = 10, 10.0
 WINDOW_S = 120.0
 """More than RETRY_S: who goes on taking rules away stays contested."""
 
@@ -65,6 +66,7 @@ class Healing:
         """Rules were made anew."""
         self.state = State.STANDING
         self._times_s: list[float] = []
+        self._renewals_s: list[float] = []
         self._is_whole()
 
     def _is_whole(self) -> None:
@@ -78,6 +80,13 @@ class Healing:
         self._is_whole()
         self._forget(now_s)
         return self._times_s[-1] + WINDOW_S - now_s if self._times_s else None
+
+    def decide_on_renewal(self, now_s: float) -> Restore | Wait:
+        """What to do about control groups that were made anew, where nothing is lost."""
+        self._forget(now_s)
+        next_s = self._renewals_s[-1] + RENEWAL_S if len(self._renewals_s) >= RENEWALS else now_s
+        delay_s = max(next_s, self._not_before_s) - now_s
+        return Wait(delay_s) if delay_s > 0 else Restore()
 
     def decide(self, lost: tuple[str, ...], now_s: float) -> Restore | Wait | SlowDown:
         """What to do about the parts `lost`."""
@@ -95,6 +104,7 @@ class Healing:
         """What was lost has been put back."""
         self._is_whole()
         if not counts:
+            self._renewals_s.append(now_s)
             return
         self._times_s.append(now_s)
         if self.state is not State.CONTESTED:
@@ -108,6 +118,7 @@ class Healing:
 
     def _forget(self, now_s: float) -> None:
         self._times_s = [time_s for time_s in self._times_s if now_s - time_s < WINDOW_S]
+        self._renewals_s = [time_s for time_s in self._renewals_s if now_s - time_s < WINDOW_S]
         if not self._times_s:
             self.state = State.STANDING
 

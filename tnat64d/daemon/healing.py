@@ -22,6 +22,8 @@ from tnat64d.kernel.changes import ChangeMonitor
 _log = logging.getLogger(__name__)
 
 SETTLE_S, MAX_SETTLE_S = 0.15, 1.0
+UNSEEN_S = 1.5
+"""Until the next look where one has failed."""
 
 
 class Healer:
@@ -49,6 +51,7 @@ class Healer:
     def made_anew(self) -> None:
         """The rules were made, by a start or a reload."""
         self._healing.begin()
+        self._sign.set()  # other control groups may be watched now
 
     def describe(self) -> dict[str, Any]:
         """For `status`."""
@@ -72,7 +75,9 @@ class Healer:
         try:
             monitor = ChangeMonitor(loop, self._sign.set, packet_rules=self._rules.watches_packet_rules)
         except OSError as error:
-            _log.warning("changes of the kernel's rules cannot be noticed: %s", error.strerror)
+            self._healing.error = f"changes of the kernel's rules cannot be noticed: {error.strerror}"
+            _log.warning("%s", self._healing.error)
+            self.when_looked()
             return
         delay_s = None
         try:
@@ -106,8 +111,10 @@ class Healer:
         try:
             lost = await self._rules.lost()
         except Tnat64Error as error:
-            _log.debug("the kernel's rules cannot be looked at: %s", error)
-            return SETTLE_S * 10
+            if str(error) != self._healing.error:
+                _log.warning("the kernel's rules cannot be looked at: %s", error)
+            self._healing.error = str(error)
+            return UNSEEN_S
         renewed = tuple(f"the control group {path}" for path in await self._rules.renewed())
         if not lost and not renewed:
             self._tell_return()
@@ -115,7 +122,8 @@ class Healer:
         if not self._rules.can_restore:
             self._tell_loss(lost)
             return None
-        match self._healing.decide(lost + renewed, now_s):
+        decision = self._healing.decide(lost + renewed, now_s) if lost else self._healing.decide_on_renewal(now_s)
+        match decision:
             case Wait(delay_s):
                 return delay_s
             case SlowDown(delay_s):

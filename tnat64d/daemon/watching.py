@@ -78,12 +78,14 @@ class _Watcher:
                 healing = tasks.create_task(self._healer.run(), name="healing")
                 async with self._alone:
                     await self._rules.install(config, self._settings)
+                    self._healer.made_anew()
                 _log.info("ready: the rules stand, and what others remove of them is restored")
                 notifier.ready(self._summary())
                 companions = (
                     healing,
                     tasks.create_task(self._reporter.run(), name="reporter"),
                     tasks.create_task(self._reload_on_hangup(), name="reload"),
+                    tasks.create_task(self._feed_watchdog(), name="watchdog"),
                 )
                 await self._stop.wait()
                 for companion in companions:
@@ -92,6 +94,12 @@ class _Watcher:
             raise group.exceptions[0] from None
         notifier.stopping()
         _log.info('stopped: the rules stand until "tnat64d teardown"')
+
+    async def _feed_watchdog(self) -> None:
+        notifier = self._watch.notifier
+        while notifier.watchdog_interval_s is not None:
+            notifier.watchdog()
+            await asyncio.sleep(notifier.watchdog_interval_s)
 
     async def _reload_on_hangup(self) -> None:
         while True:

@@ -13,7 +13,6 @@ from tnat64d.core.settings import Mode
 from tnat64d.doctor.subject import Findings, Subject
 from tnat64d.kernel import firewall, routing, sysctl
 
-_BRIDGES_ASK_RULES = "net.bridge.bridge-nf-call-iptables"
 _IPTABLES_SOCKET, _NFT_SOCKET = "-m socket --transparent", "socket transparent 1"
 """What TPROXY has diverted (iptables-extensions(8), nft(8)), whatever its address and port."""
 
@@ -42,17 +41,16 @@ def _without_address(devices: tuple[str, ...]) -> Findings:
 
 
 def _lost(devices: tuple[str, ...]) -> Findings:
-    """What happens to a packet between TPROXY and the listener.
+    """What happens to a packet between TPROXY and the listener: see `routing.losing_bridges`.
 
-    br_netfilter lets it meet the rules in the bridge, and behind that the socket that TPROXY gave it is gone
-    (net/bridge/br_netfilter_hooks.c, skb_orphan() in net/ipv4/ip_input.c). With src_valid_mark the way back to its
-    source is looked up with our mark, which leads to lo (__fib_validate_source() in net/ipv4/fib_frontend.c).
+    With src_valid_mark the way back to its source is looked up with our mark, which leads to lo
+    (__fib_validate_source() in net/ipv4/fib_frontend.c).
     """
-    bridges = _meant(devices, routing.bridges())
-    if bridges and sysctl.read(_BRIDGES_ASK_RULES):
+    if bridges := routing.losing_bridges(devices):
         yield fail(
-            f"{_BRIDGES_ASK_RULES} is 1: what comes in by a bridge ({', '.join(bridges)}) is lost on TPROXY",
-            f"sysctl -w {_BRIDGES_ASK_RULES}=0",
+            f"{routing.BRIDGES_ASK_RULES} is 1: what comes in by a bridge ({', '.join(bridges)}) is lost on "
+            "TPROXY, not on REDIRECT; 0 also ends what container engines filter between containers",
+            f"sysctl -w {routing.BRIDGES_ASK_RULES}=0",
         )
     present = _meant(devices, {device for device, _ in routing.ipv4_addresses()})
     for name in ("all", *present):
@@ -76,7 +74,7 @@ def _closed(devices: tuple[str, ...], port: int | None) -> Findings:
         aim = "the listener" if port is None else f"port {port}"
         yield warn(
             f"{place}, drops what gateway interfaces send to {aim}",
-            _opening(place, "".join(listing.values()), closed[0], port),
+            " && ".join(_opening(place, "".join(listing.values()), device, port) for device in closed),
         )
 
 

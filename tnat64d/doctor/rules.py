@@ -12,7 +12,7 @@ from tnat64d.core.ruleset import LOOPBACK, Ruleset
 from tnat64d.core.settings import Mode
 from tnat64d.doctor.subject import Findings, Subject
 from tnat64d.kernel import backends as kernel_backends
-from tnat64d.kernel import capturing, firewall, foreign_marks, owned, processes, routes, routing
+from tnat64d.kernel import capturing, firewall, foreign_marks, keeper, owned, processes, routes, routing
 from tnat64d.kernel.capturing import Held
 from tnat64d.kernel.foreign_marks import Overwriting, Packets
 from tnat64d.kernel.rules import describe, describe_made
@@ -30,6 +30,8 @@ def rules(subject: Subject) -> Findings:
         return
     if len(standing) > 1:
         again = f"{subject.command('teardown')} && {subject.command('setup')}"
+        if subject.watcher is not None:  # which would refuse both, and whose rules replace all others of ours
+            again = subject.restoring
         yield fail(f"rules of ours stand in {' and in '.join(standing)}: a packet meets them twice", again)
         return
     missing, changed = _different(subject, standing)
@@ -82,7 +84,8 @@ def _left_behind(subject: Subject, is_standing: bool) -> Findings:
     commands = routes.removal_commands()
     if is_standing or any(" rule " not in command for command in commands):
         sentence = "rules stand and no daemon runs: IPv4 connections are refused"
-        yield fail(sentence, subject.command("teardown"))
+        ending = "systemctl stop tnat64d-setup && " if keeper.is_kept() else ""
+        yield fail(sentence, f"{ending}{subject.command('teardown')}")
     elif commands:
         yield warn(
             "routing rules of a daemon that was killed are left, without effect", subject.command("teardown")

@@ -66,7 +66,7 @@ class Subject:
     def restoring(self) -> str:
         """The command that makes all rules stand again: of the process that holds or watches them, or `setup`."""
         if self.watcher is not None:
-            return f"kill -HUP {self.watcher}"
+            return f"kill -HUP {self.watcher}" if self.watcher else "systemctl reload tnat64d-setup"
         holds = self._rules.get("way") in ("owned", "static") or owned.is_held()
         return self.command("reload" if holds else "setup")
 

@@ -51,10 +51,14 @@ def identity(path: str) -> int:
 
 def identities(paths: Iterable[str]) -> dict[str, int]:
     """The `identity` of each of `paths` that there is, now."""
-    found = {}
-    for path in paths:
-        with suppress(Tnat64Error):
-            found[path] = identity(path)
+    found: dict[str, int] = {}
+    if not (wanted := tuple(paths)):
+        return found
+    with suppress(UnavailableError):
+        hierarchy = root()
+        for path in wanted:
+            with suppress(OSError):
+                found[path] = os.stat(hierarchy / path).st_ino
     return found
 
 
@@ -85,7 +89,8 @@ def made(path: str, *, stays: bool = True) -> Iterator[None]:
         is_new = False
     except OSError as error:
         raise UnavailableError(
-            f"control group {full} cannot be made: {error.strerror}; scope.exec needs it"
+            f"control group {full} cannot be made: {error.strerror}; scope.exec needs it "
+            "(the service needs the drop-in etc/examples/service/exec.conf)"
         ) from None
     succeeded = False
     try:

@@ -3,7 +3,7 @@
 Owns the subscriptions: addresses, links, IPv4 routes and policy rules (rtnetlink(7), no privilege needed), and
 nf_tables (CAP_NET_ADMIN). Refuses to own looking (`kernel.standing`).
 
-Two things announce nothing, and are looked at each second where they matter, with a system call each:
+Two things announce nothing, and are looked at each second where they matter:
 - iptables-legacy (its audit records want CAP_AUDIT_READ and an audit that is on): the shape of its tables, that is
   the number of rules and where the chains begin (linux/netfilter_ipv4/ip_tables.h). A rule replaced by one of the
   same size is not seen.

@@ -5,18 +5,22 @@ Owns looking. Refuses to own what is ours (`kernel.routes`) and changing anythin
 
 from __future__ import annotations
 
+import fnmatch
 import socket
+from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
 from tnat64d.core.marks import Mark
 from tnat64d.core.ruleset import ROUTE_PROTOCOL
+from tnat64d.kernel import sysctl
 
 _REFUSING = {6: "blackhole", 7: "unreachable", 8: "prohibit"}
 """Route types of linux/rtnetlink.h that answer instead of leading on."""
 
 _RT_TABLE_MAIN, _RT_TABLE_DEFAULT = 254, 253
+BRIDGES_ASK_RULES = "net.bridge.bridge-nf-call-iptables"
 _DISCARD_PORT = 9
 
 
@@ -72,6 +76,17 @@ def bridges() -> set[str]:
     """The names of all bridges."""
     with _ip() as ip:
         return {message.get_attr("IFLA_IFNAME") for message in ip.get_links(kind="bridge")}
+
+
+def losing_bridges(patterns: Iterable[str]) -> list[str]:
+    """Of the bridges that match one of `patterns` those by which TPROXY gets no connection; all or none.
+
+    br_netfilter lets a packet meet the rules in the bridge, and behind that the socket that TPROXY gave it is gone
+    (net/bridge/br_netfilter_hooks.c, skb_orphan() in net/ipv4/ip_input.c).
+    """
+    if not sysctl.read(BRIDGES_ASK_RULES):
+        return []
+    return sorted(name for name in bridges() if any(fnmatch.fnmatchcase(name, each) for each in patterns))
 
 
 def why_no_route(address: IPv6Address) -> str | None:

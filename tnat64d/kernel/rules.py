@@ -18,7 +18,7 @@ from tnat64d.core.files import Files
 from tnat64d.core.ruleset import LOOPBACK, OWN_DEVICE, Ruleset
 from tnat64d.core.settings import Mode, Rules, Settings
 from tnat64d.errors import Tnat64Error, UnavailableError
-from tnat64d.kernel import accounts, backends, cgroup, keeper, nftables, owned, standing
+from tnat64d.kernel import accounts, backends, cgroup, keeper, nftables, owned, routing, standing
 from tnat64d.kernel.installation import Installation
 from tnat64d.kernel.nftables import Nftables
 from tnat64d.kernel.owned import OwnedInstallation
@@ -41,6 +41,7 @@ class StaticRules:
         """Make the rules for `config` stand, and no others of ours."""
         _require_not_held()
         _require_not_kept()
+        _warn_of_losing_bridges(self._settings)
         with _exec_group(self._settings):
             self.installation.install(describe(config, self._settings, self._settings_file, LOOPBACK))
 
@@ -140,6 +141,7 @@ class HeldRules:
             if self._in_daemon:
                 _warn_of_no_refusals("the rules are those of iptables, and only nftables can")
             refusal_memory_s = 0.0
+        _warn_of_losing_bridges(settings)
         with _exec_group(settings):
             self._install(describe(config, settings, self._settings_file, device, refusal_memory_s))
         for path in self.groups:
@@ -324,6 +326,17 @@ def _warn_of_no_refusals(because: str) -> None:
     _log.warning("proxy.refusal_memory_s in tnat64d.toml has no effect: %s", because)
 
 
+def _warn_of_losing_bridges(settings: Settings) -> None:
+    if settings.rules.mode is Mode.TPROXY and settings.scope.gateway:
+        for bridge in routing.losing_bridges(settings.scope.gateway):
+            _log.warning(
+                "connections that come in by %s will hang: TPROXY loses them while %s is 1; "
+                'set that to 0, or rules.mode = "redirect"',
+                bridge,
+                routing.BRIDGES_ASK_RULES,
+            )
+
+
 def _require_not_held() -> None:
     if owned.is_held():
         raise Tnat64Error("a running tnat64d holds its own rules here: stop it, and they go with it")
@@ -332,8 +345,8 @@ def _require_not_held() -> None:
 def _require_not_kept() -> None:
     if keeper.is_kept():
         raise Tnat64Error(
-            "tnat64d setup --watch keeps the rules here: let it read its files again "
-            "(systemctl reload tnat64d-setup), or end it first"
+            "tnat64d setup --watch keeps the rules here: systemctl reload tnat64d-setup (SIGHUP) has it read its "
+            "files again; to take them away, end it first (systemctl stop tnat64d)"
         )
 
 

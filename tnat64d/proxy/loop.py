@@ -14,6 +14,7 @@ import asyncio
 import selectors
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from contextvars import Context
 from select import EPOLLIN, EPOLLOUT
 from typing import TYPE_CHECKING, Any, TypeVarTuple
@@ -68,14 +69,16 @@ class _Selector(selectors.BaseSelector):
         if fd in self._registrations:
             raise KeyError(f"{fileobj!r} is already registered")
         key = selectors.SelectorKey(fileobj, fd, events, data)
-        registration = self._registrations[fd] = _Registration(self, key)
+        registration = _Registration(self, key)
         self._reactor.watch(fd, _MASKS[events], registration)
+        self._registrations[fd] = registration
         return key
 
     def unregister(self, fileobj: FileDescriptorLike) -> selectors.SelectorKey:
         """See `selectors`."""
         registration = self._registrations.pop(_number(fileobj))
-        self._reactor.unwatch(registration.key.fd)
+        with suppress(OSError):  # who closes first has taken it out of the epoll already
+            self._reactor.unwatch(registration.key.fd)
         return registration.key
 
     def modify(self, fileobj: FileDescriptorLike, events: int, data: Any = None) -> selectors.SelectorKey:

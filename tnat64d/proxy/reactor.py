@@ -74,8 +74,8 @@ class Reactor:
 
     def watch(self, fd: int, mask: int, watcher: Watcher) -> None:
         """Report the events of `mask` on `fd` to `watcher`, beginning with what is true already."""
-        self._watchers[fd] = watcher
         self._epoll.register(fd, mask)
+        self._watchers[fd] = watcher
 
     def change(self, fd: int, mask: int) -> None:
         """Report the events of `mask` on `fd` from now on, beginning with what is true already."""
@@ -153,7 +153,10 @@ class Reactor:
         if self._late:
             late, self._late = self._late, []
             for call in late:
-                call()
+                try:
+                    call()
+                except Exception:
+                    _log.exception("what was to be done late was not, because of a bug")
         if self._closing:
             for sock in self._closing:
                 sock.close()
