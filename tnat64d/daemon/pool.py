@@ -95,7 +95,7 @@ class WorkerPool:
         raise_descriptor_limit()
 
     def share(self, fds: tuple[int, ...]) -> None:
-        """Let every worker have `fds` open, too, from its start to its end."""
+        """Let every worker hold `fds`, too, until it has closed its connections."""
         self._shared = fds
 
     async def run(self) -> None:
@@ -289,7 +289,7 @@ def _slot(number: int, listener: socket) -> _Slot:
 async def _spawn(slot: _Slot, channel: socket, loop: str, shared: tuple[int, ...]) -> Process:
     """Start a fresh interpreter: a fork of a process with a running loop would share that loop's epoll."""
     fds = (channel.fileno(), slot.listener.fileno(), slot.counters_fd)
-    arguments = [str(number) for number in (slot.number, *fds)]
+    arguments = [str(number) for number in (slot.number, *fds, *shared)]
     package_parent = str(Path(tnat64d.__file__).parent.parent)
     inherited = os.environ.get("PYTHONPATH")
     path = package_parent if not inherited else f"{package_parent}:{inherited}"

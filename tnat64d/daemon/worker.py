@@ -35,7 +35,7 @@ from tnat64d.daemon.channel import (
     Start,
     Unmapped,
 )
-from tnat64d.kernel import original_dst
+from tnat64d.kernel import in_flight, original_dst
 from tnat64d.kernel.nfqueue import SynQueue
 from tnat64d.kernel.refusals import Refuser
 from tnat64d.kernel.sock_diag import SocketTable
@@ -54,13 +54,17 @@ _log = logging.getLogger("tnat64d.daemon.worker")  # __name__ is "__main__" in t
 
 @dataclass(frozen=True, slots=True)
 class Inheritance:
-    """What a worker is born with: file descriptors, its number, and the kind of its loop."""
+    """What a worker is born with: file descriptors, its number, and the kind of its loop.
+
+    `shared_fds`: those with which owned rules go (`kernel.owned`), if there are any.
+    """
 
     loop: str
     slot: int
     channel_fd: int
     listener_fd: int
     counters_fd: int
+    shared_fds: tuple[int, ...]
 
 
 def main(inheritance: Inheritance) -> int:
@@ -99,6 +103,8 @@ async def _serve(inheritance: Inheritance) -> None:
     listening = socket.socket(fileno=inheritance.listener_fd)
     counters = map_block(inheritance.counters_fd)
     worker = Worker(start, listening, counters, channel.send)
+    if inheritance.shared_fds:
+        in_flight.fill_below(in_flight.put(inheritance.shared_fds))
     worker.start()
     # What exists now stays: the collector need not look at it again and again (gc.freeze).
     gc.collect()
@@ -281,5 +287,6 @@ def _dial_settings(settings: Settings) -> DialSettings:
 
 
 if __name__ == "__main__":
-    _loop, *_numbers = sys.argv[1:]
-    sys.exit(main(Inheritance(_loop, *map(int, _numbers))))
+    _loop, *_arguments = sys.argv[1:]
+    _slot, _channel, _listener, _counters, *_shared = map(int, _arguments)
+    sys.exit(main(Inheritance(_loop, _slot, _channel, _listener, _counters, tuple(_shared))))

@@ -4,8 +4,8 @@ Owns the TUN device, and through it address and route; the nf_tables table bound
 Refuses to own when (`daemon.supervisor`) and what (`core.description`).
 
 However these end, SIGKILL included, the kernel takes table, device, address and route away, and programs get the
-immediate error that they got before. Every process of the daemon has the descriptors: the address must stay until
-the last of them has reset its connections, or the resets would find no way and programs would wait for ever.
+immediate error that they got before. Every process of the daemon holds the descriptors: the address must stay
+until the last of them has ended its connections, or these ends would find no way and programs would wait for ever.
 
 The policy rules stay, lead nowhere, and go with the next `install`, `remove` or teardown. Only REDIRECT mode can
 be held so: TPROXY needs a local route, which no device of ours takes with it.
@@ -42,9 +42,8 @@ class OwnedInstallation:
     def __init__(self, static: Installation) -> None:
         """What an earlier run left by `static` is removed: two captures of one packet would fight.
 
-        The device comes before anything changes, as only one daemon can have it. The descriptors have this order
-        because a process that is killed closes the highest first (task_work_run() in kernel/task_work.c): its
-        connections, then the device, then the table. So no packet finds the route without finding the table.
+        The device comes before anything changes, as only one daemon can have it, and after the table, as a process
+        that is killed closes the highest descriptor first (see `kernel.in_flight`): the device, then the table.
         """
         self._installed: Ruleset | None = None
         self._table = OwnedTable()
@@ -63,8 +62,10 @@ class OwnedInstallation:
 
     @property
     def shared(self) -> tuple[int, int]:
-        """Descriptors that every process with connections must have open, below those of its connections."""
-        return self._table.fileno(), self.device.fileno()
+        """What every process with connections must hold until these are closed (`kernel.in_flight`); the last of
+        them lets go of it in this order, so that no packet finds the route without finding the table.
+        """
+        return self.device.fileno(), self._table.fileno()
 
     def install(self, ruleset: Ruleset) -> None:
         """Make `ruleset` stand, in place of the one before.
