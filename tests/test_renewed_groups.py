@@ -14,6 +14,7 @@ from tests.lab import IdealNat64Lab, Process, wait_until
 from tests.lab.daemon import Daemon, Tables
 from tests.lab.units import Units
 from tests.test_scopes import WAYS, Program
+from tnat64d.core.healing import ATTEMPTS
 from tnat64d.kernel import cgroup as cgroups
 
 pytestmark = pytest.mark.netns("iptables-nft", "iptables-legacy", "nft", "setpriv")
@@ -69,10 +70,16 @@ KEEPERS = [(way, "up") for way in WAYS if way != "static nftables"]  # for that 
 KEEPERS += [(way, "setup --watch") for way in WAYS if way != "owned"]
 
 
-@pytest.mark.parametrize(("way", "keeper"), KEEPERS)
-@pytest.mark.parametrize("key", ["units", "not_units"])
-def test_rules_follow_a_unit_each_time_it_starts_anew(
-    ideal_lab: IdealNat64Lab, group: Path, way: str, keeper: str, key: str
+SELDOM, OFTEN = 2, ATTEMPTS + 1
+"""The second would be a contest if something was lost."""
+
+FOLLOWED = [(*each, key, SELDOM) for each in KEEPERS for key in ("units", "not_units")]
+FOLLOWED += [("owned", "up", "units", OFTEN), ("static iptables-legacy", "setup --watch", "not_units", OFTEN)]
+
+
+@pytest.mark.parametrize(("way", "keeper", "key", "times"), FOLLOWED)
+def test_rules_follow_a_unit_however_often_it_starts_anew(
+    ideal_lab: IdealNat64Lab, group: Path, way: str, keeper: str, key: str, times: int
 ) -> None:
     group.mkdir()
     refusal = "ENETUNREACH" if way == "owned" else "ECONNREFUSED"
@@ -83,7 +90,7 @@ def test_rules_follow_a_unit_each_time_it_starts_anew(
 
     with running(ideal_lab, way, keeper, {key: [group.name]}) as (daemon, process):
         assert is_right()
-        for number in (1, 2):
+        for number in range(1, times + 1):
             group.rmdir()
             group.mkdir()
             wait_until(is_right, "the rules follow", timeout_s=SOON_S)

@@ -17,7 +17,7 @@ from tnat64d.daemon import control
 from tnat64d.daemon.control import Answer, ControlServer, Question
 from tnat64d.daemon.watch_reports import Reporter, Watched
 from tnat64d.errors import PrivilegeError, Tnat64Error
-from tnat64d.kernel import keeper
+from tnat64d.kernel import network_namespace
 
 pytestmark = pytest.mark.netns("setpriv")
 
@@ -120,7 +120,7 @@ async def test_what_is_no_report_is_refused(path: Path, arguments: Answer) -> No
     watched = Watched()
     async with serving(path, watched):
         with pytest.raises(Tnat64Error, match="not a report of rules"):
-            await asyncio.to_thread(ask, path, {"network": keeper.network(), **arguments})
+            await asyncio.to_thread(ask, path, {"network": network_namespace.number(), **arguments})
         assert not watched.is_there
 
 
@@ -128,14 +128,14 @@ async def test_rules_of_another_network_namespace_are_not_this_daemons(path: Pat
     watched = Watched()
     async with serving(path, watched):
         with pytest.raises(Tnat64Error, match="another network namespace"):
-            await asyncio.to_thread(ask, path, {"network": keeper.network() + 1, **REPORT})
+            await asyncio.to_thread(ask, path, {"network": network_namespace.number() + 1, **REPORT})
         assert not watched.is_there
 
 
 async def test_the_daemons_own_user_is_not_believed() -> None:
     watched = Watched()
     with socket.socket() as connection:
-        question = Question(os.getpid(), 1000, 1000, {"network": keeper.network(), **REPORT}, connection)
+        question = Question(os.getpid(), 1000, 1000, {"network": network_namespace.number(), **REPORT}, connection)
         with pytest.raises(PrivilegeError, match="only root"):
             await watched.hear(question)
         assert not watched.is_there

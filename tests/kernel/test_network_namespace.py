@@ -10,17 +10,17 @@ import sys
 import pytest
 
 from tnat64d.errors import UnavailableError
-from tnat64d.kernel.scratch import in_new_network
+from tnat64d.kernel.network_namespace import in_new, number
 
 pytestmark = pytest.mark.netns
 
 AS_NOBODY = """
 import os
 from tnat64d.errors import UnavailableError
-from tnat64d.kernel.scratch import in_new_network
+from tnat64d.kernel.network_namespace import in_new
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
 try:
-    in_new_network(os.getpid)
+    in_new(os.getpid)
 except UnavailableError as error:
     print(error)
 """
@@ -32,9 +32,10 @@ def here() -> str:
 
 def test_the_function_sees_a_network_of_its_own_and_the_caller_keeps_his() -> None:
     before = here()
-    assert in_new_network(here) != before
+    assert in_new(here) != before
     assert here() == before
-    assert [name for _, name in in_new_network(socket.if_nameindex) if name == "lo"] == ["lo"]
+    assert in_new(number) != number() == int(before.partition("[")[2][:-1])
+    assert [name for _, name in in_new(socket.if_nameindex) if name == "lo"] == ["lo"]
 
 
 def test_what_the_function_raises_is_raised() -> None:
@@ -42,7 +43,7 @@ def test_what_the_function_raises_is_raised() -> None:
         raise UnavailableError("so it is")
 
     with pytest.raises(UnavailableError, match="so it is"):
-        in_new_network(fail)
+        in_new(fail)
 
 
 def test_without_the_right_to_it_that_is_said() -> None:

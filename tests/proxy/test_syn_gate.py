@@ -299,11 +299,15 @@ async def test_a_syn_that_comes_again_when_its_upstream_waits_goes_on_and_is_not
 ) -> None:
     plane = make_plane()
     with handshakes_fail() as syns:
-        plane.connect(ANSWERS)
+        client = plane.connect(ANSWERS)
         await until(lambda: syns() >= 2)  # after 1 s
-        await plane.accept()
-        assert plane.nobody_else_came()
-        assert (plane.observer.held_count, plane.observer.accepted_count) == (1, 0)
+        assert plane.observer.accepted_count == 0
+    assert await plane.outcome(client) == 0, vars(plane.observer)
+    server = await plane.accept()
+    await client.send(b"late")
+    assert await server.receive(4) == b"late"
+    assert plane.nobody_else_came()
+    assert (plane.observer.held_count, plane.observer.accepted_count) == (1, 1)
 
 
 async def test_another_connection_from_the_same_port_hangs_up_the_upstream_of_the_first(

@@ -81,10 +81,10 @@ def _reload(arguments: argparse.Namespace) -> int:
 def _reload_text(answer: dict[str, object]) -> str:
     text = f"reloaded: {answer['summary']}"
     if answer["needs_setup"]:
+        from tnat64d.daemon import watch_reports
+
         watcher = answer["watcher"]
-        command = "tnat64d setup"
-        if watcher is not None:  # 0: one that has no number in the daemon's PID namespace
-            command = f"kill -HUP {watcher}" if watcher else "systemctl reload tnat64d-setup"
+        command = watch_reports.reloading(watcher) if isinstance(watcher, int) else "tnat64d setup"
         text += (
             f"\nThe kernel's rules are those of setup, and this change touches them: run `{command}`, too"
             " (systemctl reload tnat64d does both)"

@@ -18,10 +18,15 @@ from contextlib import suppress
 
 from tnat64d.daemon.control import TRUSTED_LIMIT_BYTES, Answer, Question
 from tnat64d.errors import PrivilegeError, Tnat64Error, UnavailableError
-from tnat64d.kernel import keeper
+from tnat64d.kernel import network_namespace
 
 RETRY_S = 2.0
 """Between two attempts to reach a daemon that is not there."""
+
+
+def reloading(watcher: int) -> str:
+    """The command by which the watcher with this pid reads its files again; 0: it has none where the daemon is."""
+    return f"kill -HUP {watcher}" if watcher else "systemctl reload tnat64d-setup"
 
 
 class Watched:
@@ -54,7 +59,7 @@ class Watched:
         """Take a report. Raises PrivilegeError, UnavailableError, and Tnat64Error for what is none."""
         if question.uid != 0:
             raise PrivilegeError("only root can watch rules")
-        if question.arguments.get("network") != keeper.network():
+        if question.arguments.get("network") != network_namespace.number():
             raise UnavailableError("the daemon is in another network namespace")
         rules, restored = (question.arguments.get(name) for name in ("rules", "rules_restored"))
         if not isinstance(restored, int) or not isinstance(rules, dict) or rules.keys() != _KEYS:
@@ -110,7 +115,7 @@ class Reporter:
             while True:
                 self._news.clear()
                 await self._before()
-                request = {"request": "watched", "network": keeper.network(), **self._report()}
+                request = {"request": "watched", "network": network_namespace.number(), **self._report()}
                 writer.write(json.dumps(request).encode() + b"\n")
                 await writer.drain()
                 await self._news.wait()

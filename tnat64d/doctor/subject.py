@@ -13,7 +13,7 @@ from tnat64d.core.config import Config
 from tnat64d.core.files import Files
 from tnat64d.core.findings import Finding
 from tnat64d.core.settings import Settings
-from tnat64d.daemon import control, explaining
+from tnat64d.daemon import control, explaining, watch_reports
 from tnat64d.errors import Tnat64Error
 from tnat64d.kernel import owned
 
@@ -66,7 +66,7 @@ class Subject:
     def restoring(self) -> str:
         """The command that makes all rules stand again: of the process that holds or watches them, or `setup`."""
         if self.watcher is not None:
-            return f"kill -HUP {self.watcher}" if self.watcher else "systemctl reload tnat64d-setup"
+            return watch_reports.reloading(self.watcher)
         holds = self._rules.get("way") in ("owned", "static") or owned.is_held()
         return self.command("reload" if holds else "setup")
 

@@ -17,7 +17,7 @@ from typing import Protocol
 from tnat64d.core.ruleset import Ruleset
 from tnat64d.core.settings import Rules
 from tnat64d.errors import Tnat64Error
-from tnat64d.kernel import scratch
+from tnat64d.kernel import network_namespace
 from tnat64d.kernel.iptables import Iptables, Table
 from tnat64d.kernel.nftables import Nftables
 from tnat64d.kernel.standing import Standing
@@ -67,7 +67,7 @@ def made_elsewhere(backend: Backend, ruleset: Ruleset) -> Standing:
         backend.install(ruleset)
         return backend.standing()
 
-    return scratch.in_new_network(made)
+    return network_namespace.in_new(made)
 
 
 def choose(rules: Rules) -> Choice:

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tnat64d.errors import PrivilegeError, Tnat64Error, UnavailableError
+from tnat64d.kernel import network_namespace
 
 
 def root(mounts: str = "/proc/self/mounts") -> Path:
@@ -72,7 +73,7 @@ def of_this_process() -> str:
 
 def of_exec() -> str:
     """The path of the group of `tnat64d exec`: each network namespace has its own, as it has its own rules."""
-    return f"tnat64d.exec-{os.stat('/proc/thread-self/ns/net').st_ino}"
+    return f"tnat64d.exec-{network_namespace.number()}"
 
 
 @contextmanager

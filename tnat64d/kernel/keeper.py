@@ -11,6 +11,7 @@ import os
 import struct
 
 from tnat64d.errors import Tnat64Error
+from tnat64d.kernel import network_namespace
 from tnat64d.kernel.installation import LOCK
 
 _FLOCK = "hhqqi0q"
@@ -56,10 +57,5 @@ def is_kept() -> bool:
     return kind != fcntl.F_UNLCK
 
 
-def network() -> int:
-    """The number of this thread's network namespace."""
-    return os.stat("/proc/thread-self/ns/net").st_ino
-
-
 def _own_byte() -> bytes:
-    return struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, network(), 1, 0)
+    return struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, network_namespace.number(), 1, 0)

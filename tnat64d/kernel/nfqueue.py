@@ -39,8 +39,7 @@ _TAKEN = frozenset({errno.EBUSY, errno.EPERM})
 """The second: of another process (nfqnl_recv_config)."""
 
 _NF_DROP, _NF_ACCEPT = 0, 1
-_NFQA_PACKET_HDR, _NFQA_VERDICT_HDR, _NFQA_MARK, _NFQA_IFINDEX_INDEV, _NFQA_IFINDEX_OUTDEV, _NFQA_PAYLOAD = (
-    1,
+_NFQA_VERDICT_HDR, _NFQA_MARK, _NFQA_IFINDEX_INDEV, _NFQA_IFINDEX_OUTDEV, _NFQA_PAYLOAD = (
     2,
     3,
     5,
@@ -67,7 +66,6 @@ _inet_ntoa = socket.inet_ntoa
 _VERDICT_BODY = attribute(_NFQA_VERDICT_HDR, bytes(_TWO_INTEGERS.size))
 _MARK_ATTRIBUTE = number(_NFQA_MARK, 0)
 _MARKING_BODY = _VERDICT_BODY + _MARK_ATTRIBUTE
-_BEFORE_VERDICT_BYTES = len(_VERDICT_BODY) - _TWO_INTEGERS.size
 _MARK_HEADER = _MARK_ATTRIBUTE[:-4]
 _VERDICT_AND_MARK = struct.Struct("!II4sI")
 
@@ -272,7 +270,7 @@ def _taken(queue: int) -> Tnat64Error:
 
 def _before_verdict(queue: int, body: bytes) -> bytes:
     """A message with `body` that gives a verdict in `queue`, up to the verdict itself."""
-    return frame(_VERDICT, _NLM_F_REQUEST, 0, body, queue)[: _BEFORE_VERDICT_BYTES - len(body)]
+    return frame(_VERDICT, _NLM_F_REQUEST, 0, body, queue)[: len(_MARK_HEADER) - len(body)]
 
 
 def require() -> None:
