@@ -52,6 +52,9 @@ SILENCE_S: Final = 4.0
 """A client behind a gateway sends its SYN again after 1 s, older systems after 3 s (RFC 6298), then after twice as
 long each time."""
 
+RESENT_AFTER_S: Final = 0.5
+"""No SYN comes again before that: hosts wait for 1 s (RFC 6298, 2.1)."""
+
 _Key = tuple[Destination, Destination]
 
 
@@ -202,12 +205,13 @@ class SynGate:
 
         Its source was admitted when its SYN was held.
         """
-        pair = (address[0], target.destination)
-        upstreams = self._waiting.get(pair)
-        if upstreams is None:
+        upstream = self._upstream_for(address, target)
+        if upstream is not None and self._loop.time() - upstream.connection.since > RESENT_AFTER_S:
+            # Its SYN may have come again before the handshake was over: it is read while its upstream is known.
+            self.ready(EPOLLIN)
+            upstream = self._upstream_for(address, target)
+        if upstream is None:
             return False
-        port = address[1] if address[1] in upstreams else next(iter(upstreams))
-        upstream = upstreams[port]
         self._forget(upstream)
         self._observer.accepted()
         self._dialer.relay(upstream.connection, client, None, upstream.sock, upstream.mask)
@@ -331,6 +335,12 @@ class SynGate:
             return True
         self._close(upstream)
         return False
+
+    def _upstream_for(self, address: Destination, target: Target) -> Upstream | None:
+        upstreams = self._waiting.get((address[0], target.destination))
+        if upstreams is None:
+            return None
+        return upstreams.get(address[1]) or next(iter(upstreams.values()))
 
     def _close(self, upstream: Upstream) -> None:
         """Its client has not come."""
