@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
+import sys
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -227,6 +228,35 @@ async def test_who_begins_with_a_lot_to_say_is_not_held_back(make_wire: MakeWire
     await wire.client.send(noise(READ_SIZE_BYTES + 1))
     wire.relay.start(None, 0)
     assert wire.relay.upstream.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+async def test_who_says_nothing_but_farewell_pays_for_no_option(wire: Wire) -> None:
+    await wire.client.send(b"all")
+    assert await wire.server.receive(3) == b"all"
+    wire.client.half_close()
+    assert await wire.server.receive_all() == b""
+    assert not wire.relay.upstream.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+def segments_received(sock: socket.socket) -> int:
+    """tcpi_segs_in (linux/tcp.h, struct tcp_info)."""
+    return int.from_bytes(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 144)[140:], sys.byteorder)
+
+
+@both_sides
+@pytest.mark.parametrize("first_to_end", [True, False])
+async def test_the_last_bytes_and_the_fin_are_one_segment(wire: Wire, side: str, first_to_end: bool) -> None:
+    sender, receiver = wire.from_(side)
+    await sender.send(b"hello")
+    assert await receiver.receive(5) == b"hello"
+    if not first_to_end:
+        receiver.half_close()
+        assert await sender.receive_all() == b""
+    before = segments_received(receiver.sock)
+    sender.sock.send(b"bye")
+    sender.half_close()
+    assert await receiver.receive_all() == b"bye"
+    assert segments_received(receiver.sock) - before == 1
 
 
 class BrokenPool(PipePool):

@@ -19,10 +19,11 @@ between two hosts without a proxy.
 
 A read that returns less than it could has drained the socket (epoll(7), "Questions and answers" 9), and if the
 FIN was reported before that read, it was the last. So the usual connection never asks for EAGAIN or for an end
-of file. Urgent data breaks this rule, for reads end at the mark (tcp(7)): such a direction reads to EAGAIN, gets
-the urgent byte in line, and never splices, since splice(2) does not pass a mark. A read at the mark loses the
-byte unless SO_OOBINLINE is set. The listener sets it for clients; for an upstream socket it is set before the
-first read that no event of the socket led to, since only an event tells of the mark in time.
+of file, and its last bytes wait for the FIN, to leave in one segment with it (MSG_MORE, send(2)). Urgent data
+breaks this rule, for reads end at the mark (tcp(7)): such a direction reads to EAGAIN, gets the urgent byte in
+line, and never splices, since splice(2) does not pass a mark. A read at the mark loses the byte unless
+SO_OOBINLINE is set. The listener sets it for clients; for an upstream socket it is set before the first read
+that no event of the socket led to, since only an event tells of the mark in time.
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ _SHUT_WR: Final = socket.SHUT_WR
 _ARRIVED: Final = EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLPRI  # EPOLLPRI alone: an urgent byte and nothing else
 _RARE: Final = EPOLLERR | EPOLLPRI | EPOLLRDHUP | EPOLLHUP
 _DONTWAIT: Final = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+_FIN_FOLLOWS: Final = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL | socket.MSG_MORE)
 _SPLICE: Final = os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE
 _LINGER_RESET: Final = struct.pack("ii", 1, 0)
 
@@ -137,8 +139,6 @@ class End:
 
     def pump(self) -> None:
         """Pass on what has arrived here, as far as the peer takes it."""
-        if self.may_delay:
-            self._send_without_delay()
         try:
             if self.unsent is not None and not self._send(self.unsent):
                 return
@@ -154,6 +154,7 @@ class End:
 
     def _pass_on_last_words(self) -> None:
         """Pass on what arrived before the reset: recv(2) and splice(2) give it out first, then the error."""
+        self.fin_reported = False  # it ends with a reset, which would overtake what waits for a FIN
         try:
             if not self.finished and (self.unsent is None or self._send(self.unsent)):
                 if self.pipe is None:
@@ -174,12 +175,15 @@ class End:
             size_bytes = len(data)
             if not size_bytes:
                 return True
-            if not self._send(data):
+            if self.may_delay and self.passed_bytes:
+                self._send_without_delay()
+            is_last = self.fin_reported and size_bytes < READ_SIZE_BYTES and not self.urgent
+            if not self._send(data, _FIN_FOLLOWS if is_last else _DONTWAIT):
                 return False
             if size_bytes < READ_SIZE_BYTES:
                 self.full_reads = 0
                 if not self.urgent:
-                    return self.fin_reported
+                    return is_last
             elif not self.urgent:
                 self.full_reads += 1
                 if self.full_reads == 1:
@@ -199,11 +203,11 @@ class End:
         except OSError:
             pass  # the connection is gone already, and the next call on it says so
 
-    def _send(self, data: bytes) -> bool:
+    def _send(self, data: bytes, flags: int = _DONTWAIT) -> bool:
         """Send `data` to the peer; False if some of it is left in `unsent`."""
         peer = self.peer
         try:
-            sent_bytes = peer.sock.send(data, _DONTWAIT)
+            sent_bytes = peer.sock.send(data, flags)
         except BlockingIOError:
             sent_bytes = 0
         self.passed_bytes += sent_bytes
@@ -319,6 +323,7 @@ class Relay:
         self.upstream = End(self, upstream)
         self.client.peer = self.upstream
         self.upstream.peer = self.client
+        self.client.may_delay = True  # what comes from upstream does not: clients inherit it from the listener
 
     def start(self, client_mask: int | None, upstream_mask: int) -> None:
         """Begin. `upstream_mask`: what was reported of the upstream socket, which is watched for
@@ -330,12 +335,10 @@ class Relay:
         client.watched = READS
         if client_mask is not None:
             reactor.hand_over(client.fd, client)
-            client.may_delay = True
             client.ready(client_mask | _IN)
         else:
             # Read before watching: what is there already then needs no event of its own.
             client.pump()
-            client.may_delay = True
             if not self.closed:
                 reactor.watch(client.fd, client.watched, client)
         if upstream_mask & ~_OUT:
