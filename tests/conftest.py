@@ -1,13 +1,15 @@
 """What every test can use: labs, compiled clients, both event loops; and no silent skips in CI.
 
-Owns the `netns` marker. A test that uses a lab has it by itself; `@pytest.mark.netns("nft", "wget")` adds programs
-that the test needs beside those of its labs. Where one is missing the test is skipped with the reason, and with
-`CI=true` in the environment or `--no-skips` every skip, of any test, is a failure.
+Owns the markers. `alone`: no other test runs beside it. `netns`: a test that uses a lab has it by itself;
+`@pytest.mark.netns("nft", "wget")` adds programs that the test needs beside those of its labs. Where one is
+missing the test is skipped with the reason, and with `CI=true` in the environment or `--no-skips` every skip, of
+any test, is a failure.
 """
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any
@@ -121,3 +123,20 @@ def _fail_if_no_skips(config: pytest.Config, report: Any) -> None:
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
         report.outcome = "failed"
         report.longrepr = f"{reason} (and no test may be skipped here: CI=true or --no-skips)"
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # a test's timeout begins when it does
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Let no other test run beside one that is `alone`, where several processes run the tests (pytest-xdist).
+
+    Who wants to begin takes the turnstile and then the room, as one of several or for itself alone; flock(2) is
+    not fair, and without the turnstile those who share the room could keep it for ever.
+    """
+    if not hasattr(item.config, "workerinput"):
+        return (yield)
+    kind = fcntl.LOCK_EX if item.get_closest_marker("alone") else fcntl.LOCK_SH
+    with open(__file__) as turnstile, open(item.config.rootpath / "pyproject.toml") as room:
+        fcntl.flock(turnstile, fcntl.LOCK_EX)
+        fcntl.flock(room, kind)
+        fcntl.flock(turnstile, fcntl.LOCK_UN)
+        return (yield)

@@ -94,6 +94,7 @@ def rows() -> Iterator[dict[tuple[str, str], Row]]:
         yield measure_rows(measure)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(("destination", "program"), ROWS)
 def test_a_connect_ends_as_the_direct_one_and_at_the_same_time(
     rows: dict[tuple[str, str], Row], destination: str, program: str
