@@ -1,4 +1,4 @@
-"""Relays over real loopback TCP, and the promise that every test leaves no descriptor behind."""
+"""Relays over real loopback TCP, dialers where every way is known, and the promise that no descriptor is left."""
 
 from __future__ import annotations
 
@@ -6,14 +6,23 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
+from tests.lab import PREFIX
+from tests.proxy.observer import Recording
+from tests.proxy.office import LONG_S, MARK, MakeOffice, Office
 from tests.proxy.peer import Peer, descriptors, raw, tcp_pair, until
 from tests.proxy.reactors import IS_COMPILED, CountedReactor, new_reactor
+from tests.proxy.ways import Ways, inside
+from tnat64d.core.config import parse
+from tnat64d.core.policy import StickyMemory
+from tnat64d.core.settings import StickyScope
 from tnat64d.proxy.deadlines import Deadlines
-from tnat64d.proxy.dialer import Dialer
+from tnat64d.proxy.destination import Destinations
+from tnat64d.proxy.dialer import Dialer, DialSettings
 from tnat64d.proxy.loop import ReactorLoop
 from tnat64d.proxy.pipes import Pipe, PipePool
 from tnat64d.proxy.reactor import Reactor
@@ -131,3 +140,49 @@ async def make_wire(reactor: Reactor, pool: CountingPool) -> AsyncIterator[MakeW
 def wire(make_wire: MakeWire) -> Wire:
     """One wire."""
     return make_wire()
+
+
+@pytest.fixture(scope="module")
+def ways_namespace() -> Iterator[Path]:
+    """Where every way ends as its address says."""
+    with Ways() as ways:
+        yield ways.namespaces["ways"].path
+
+
+@pytest.fixture
+def inside_ways(ways_namespace: Path) -> Iterator[None]:
+    """The test runs where every way ends as its address says."""
+    with inside(ways_namespace):
+        yield
+
+
+@pytest.fixture
+async def make_office(inside_ways: None, reactor: CountedReactor) -> AsyncIterator[MakeOffice]:
+    """Makes an office; times are long unless given."""
+    made: list[Office] = []
+
+    def make(
+        *,
+        sticky: bool = False,
+        fallback_delay_s: float = LONG_S,
+        connect_timeout_s: float = LONG_S,
+        idle_timeout_s: float = LONG_S,
+        keepalive_s: int = 60,
+        config: str = f"nat64_prefix = {PREFIX}",
+    ) -> Office:
+        settings = DialSettings(MARK, fallback_delay_s, connect_timeout_s, idle_timeout_s, keepalive_s)
+        memory, observer = StickyMemory(16, sticky=[None] if sticky else ()), Recording()
+        dialer = Dialer(asyncio.get_running_loop(), reactor, settings, memory, observer)
+        destinations = Destinations(
+            parse(config, "test"), StickyScope.GLOBAL, ("127.0.0.1", 6464), lambda target: None
+        )
+        made.append(Office(dialer, memory, observer, destinations))
+        return made[-1]
+
+    yield make
+    for office in made:
+        office.dialer.abort_all()
+        assert nothing_is_pending(office.dialer)
+        office.dialer.close()
+        for sock in (*office.servers.values(), *(peer.sock for peer in office.peers)):
+            sock.close()

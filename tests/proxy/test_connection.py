@@ -1,4 +1,4 @@
-"""What is known of a connection at its begin; what becomes of it is in test_dialer.py and test_listener.py."""
+"""What is known of a connection at its begin; what becomes of it is in test_dial.py and test_listener.py."""
 
 from __future__ import annotations
 

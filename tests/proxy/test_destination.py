@@ -132,3 +132,12 @@ def test_a_destination_that_no_prefix_carries_is_told_once_for_each_configuratio
     world.destinations.use(parse("", "test"), StickyScope.GLOBAL)
     world.target("198.51.100.1")
     assert world.unmapped == [("198.51.100.1", 80)] * 2
+
+
+@pytest.mark.netns
+@pytest.mark.usefixtures("inside_ways")
+def test_a_listener_on_every_address_knows_the_hosts_own_ones() -> None:
+    destinations = Destinations(CONFIG, StickyScope.GLOBAL, ("0.0.0.0", 6464), lambda target: None)
+    assert destinations.resolve(("192.0.2.1", 6464)) is None
+    assert destinations.resolve(("192.0.2.1", 6465)) is not None
+    assert destinations.resolve(("198.51.100.1", 6464)) is not None

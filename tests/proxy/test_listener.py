@@ -27,7 +27,8 @@ from tnat64d.kernel.original_dst import Destination, DestinationOf
 from tnat64d.proxy import listener as listener_module
 from tnat64d.proxy.connection import Connection
 from tnat64d.proxy.destination import Destinations, Target
-from tnat64d.proxy.dialer import AcceptedDial, Attempt, Dialer, DialSettings
+from tnat64d.proxy.dial import AcceptedDial, Attempt
+from tnat64d.proxy.dialer import Dialer, DialSettings
 from tnat64d.proxy.listener import ACCEPTS_PER_TURN, Listener
 from tnat64d.proxy.relay import End, Relay
 from tnat64d.proxy.sources import SourceLimit

@@ -1,7 +1,7 @@
 """The last failure of each destination, for those who ask why.
 
 Owns how many are remembered and which one speaks for a destination. Refuses to own when a connection has failed
-(`proxy.dialer`) and the clock.
+(`proxy.dial`) and the clock.
 """
 
 from __future__ import annotations

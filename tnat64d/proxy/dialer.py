@@ -1,8 +1,8 @@
-"""From a connection that was asked for to a relay: the attempts that `core.policy` asks for.
+"""What the connections of a worker share while they dial and relay.
 
-Owns the attempts, and the socket of an accepted client, from `Dialer.begin` until the relay has them or the client
-is refused. Who else may wait for the outcome is `proxy.syn_gate`'s.
-Refuses to own the decision (`core.policy`), the route (`proxy.destination`) and the bytes (`proxy.relay`).
+Owns which dials and relays are under way, their deadlines, pipes and sources, and the options of the sockets they
+dial with.
+Refuses to own the attempts for one connection (`proxy.dial`) and its bytes (`proxy.relay`).
 """
 
 from __future__ import annotations
@@ -12,17 +12,16 @@ import errno
 import socket
 from _socket import socket as RawSocket
 from dataclasses import dataclass
-from select import EPOLLERR, EPOLLHUP
 from typing import Final
 
-from tnat64d.core import policy
-from tnat64d.core.policy import Action, ScopeState, StickyMemory
+from tnat64d.core.policy import ScopeState, StickyMemory
 from tnat64d.kernel.original_dst import Destination, set_mark
 from tnat64d.proxy.connection import Connection, Observer
 from tnat64d.proxy.deadlines import Deadlines
+from tnat64d.proxy.dial import AcceptedDial, Attempt, Dial
 from tnat64d.proxy.pipes import PipePool
 from tnat64d.proxy.reactor import Reactor
-from tnat64d.proxy.relay import READS, READS_AND_WRITES, End, Relay, reset
+from tnat64d.proxy.relay import Relay
 
 SETTLE_S = 1.0
 """Most connections are over by then; what only a longer life needs (keepalive, a watch on a client that
@@ -33,19 +32,6 @@ _AF_INET: Final = int(socket.AF_INET)
 _AF_INET6: Final = int(socket.AF_INET6)
 _STREAM: Final = int(socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
 _TCP: Final = int(socket.IPPROTO_TCP)
-_LOST: Final = EPOLLERR | EPOLLHUP
-_IN_PROGRESS: Final = errno.EINPROGRESS
-# An enum's member costs 0.1 us to look up (Python 3.11, enum.property.__get__), and these are looked up often.
-_DONE: Final = policy.Phase.DONE
-_FALLING_BACK: Final = policy.Phase.IPV4_FIRST
-_RELAY_NAT64: Final = Action.RELAY_NAT64
-_RELAY_IPV4: Final = Action.RELAY_IPV4
-_DIAL_NAT64: Final = Action.DIAL_NAT64
-_REFUSE: Final = Action.REFUSE
-_WAIT: Final = Action.WAIT
-
-EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-"""This process or the system has no room for a socket."""
 
 KEEPALIVE_PROBES: Final = 5
 
@@ -59,200 +45,6 @@ class DialSettings:
     connect_timeout_s: float
     idle_timeout_s: float
     keepalive_s: int
-
-
-class Attempt:
-    """One connect(2) under way."""
-
-    __slots__ = ("dial", "is_nat64", "sock")
-
-    def __init__(self, dial: Dial, sock: RawSocket, is_nat64: bool) -> None:
-        self.dial = dial
-        self.sock = sock
-        self.is_nat64 = is_nat64
-
-    def ready(self, mask: int) -> None:
-        """See `reactor.Watcher`."""
-        error = 0
-        if mask & _LOST:
-            error = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) or errno.ECONNABORTED
-        self.dial.ended(self, error, mask)
-
-    def crashed(self) -> None:
-        """See `reactor.Watcher`."""
-        self.dial.refuse()
-
-
-class Dial:
-    """The attempts for one connection. A subclass knows who waits for their outcome, and tells them."""
-
-    __slots__ = ("connection", "dialer", "ipv4", "nat64", "over", "phase")
-
-    def __init__(self, dialer: Dialer, connection: Connection) -> None:
-        self.dialer = dialer
-        self.connection = connection
-        self.ipv4: Attempt | None = None
-        self.nat64: Attempt | None = None
-        self.phase = _DONE
-        self.over = False
-
-    def begin(self) -> None:
-        """Take the first step."""
-        target = self.connection.target
-        self._follow(policy.begin(target.way, self.dialer.memory.state(target.scope)), 0)
-
-    def ended(self, attempt: Attempt, error: int, mask: int) -> None:
-        """`attempt` has ended with `error`, an errno, 0 for connected."""
-        self.dialer.connect_deadlines.stop(attempt)
-        if error:
-            self._close(attempt)
-        self._follow(policy.advance(self.phase, self._event(attempt.is_nat64, error)), mask)
-
-    def fall_back(self) -> None:
-        """The fallback delay is over; nothing if IPv4 alone is not what is waited for."""
-        if not self.over and self.phase is _FALLING_BACK:
-            self._follow(policy.advance(self.phase, policy.Event.FALLBACK_DELAY), 0)
-
-    def settle(self) -> None:
-        """Who waits has waited for a while: notice if they give up."""
-        raise NotImplementedError
-
-    def connected(self, upstream: RawSocket, mask: int) -> None:
-        """Tell them: `upstream` is connected, and `mask` was reported of it. It is theirs from now on."""
-        raise NotImplementedError
-
-    def failed(self) -> None:
-        """Tell them: no way led to the destination."""
-        raise NotImplementedError
-
-    def refuse(self) -> None:
-        """End every attempt, and tell who waits."""
-        if not self.over:
-            self.over = True
-            self._abandon(self.ipv4)
-            self._abandon(self.nat64)
-            self.nat64 = self.ipv4 = None  # no reference cycle is left
-            self.failed()
-            self.dialer.over(self)
-            self.dialer.observer.refused(self.connection)
-
-    def _follow(self, transition: policy.Transition, mask: int) -> None:
-        """Do what `transition` says, and what follows from that at once. `mask`: of the socket that connected."""
-        while True:
-            self.phase = transition.phase
-            if transition.because is not None:
-                self.connection.because = transition.because
-            if transition.scope is not None:
-                self.dialer.learn(self.connection, transition.scope)
-            action = transition.action
-            if action is _RELAY_NAT64 or action is _RELAY_IPV4:
-                return self._relay(action is _RELAY_NAT64, mask)
-            if action is _REFUSE:
-                return self.refuse()
-            if action is _WAIT:
-                return None
-            is_nat64 = action is _DIAL_NAT64
-            error = self._connect(is_nat64)
-            if error == _IN_PROGRESS:
-                return None
-            transition = policy.advance(self.phase, self._event(is_nat64, error))
-
-    def _connect(self, is_nat64: bool) -> int:
-        """Begin an attempt; EINPROGRESS, or the errno that it ended with at once."""
-        dialer = self.dialer
-        target = self.connection.target
-        try:
-            sock = dialer.socket(is_nat64)
-        except OSError as failure:
-            if failure.errno in EXHAUSTED:
-                dialer.observer.exhausted()
-            return failure.errno or errno.EIO
-        address = target.nat64 if is_nat64 else target.destination
-        assert address is not None
-        error = sock.connect_ex(address)
-        if error and error != _IN_PROGRESS:
-            sock.close()
-            return error
-        attempt = Attempt(self, sock, is_nat64)
-        if is_nat64:
-            self.nat64 = attempt
-        else:
-            self.ipv4 = attempt
-            dialer.remember_source(self.connection, sock)
-            if self.phase is _FALLING_BACK:
-                dialer.fallback_deadlines.start(self)
-        dialer.connect_deadlines.start(attempt)
-        # Also when it connected at once: the first turn of the reactor reports it.
-        dialer.reactor.watch(sock.fileno(), READS_AND_WRITES, attempt)
-        return _IN_PROGRESS
-
-    def _event(self, is_nat64: bool, error: int) -> policy.Event:
-        if is_nat64:
-            if error:
-                self.nat64 = None
-                self.connection.nat64_error = error
-            return policy.nat64_event(error)
-        if error:
-            self.ipv4 = None
-            self.connection.ipv4_error = error
-        return policy.ipv4_event(error)
-
-    def _relay(self, by_nat64: bool, mask: int) -> None:
-        winner, other = (self.nat64, self.ipv4) if by_nat64 else (self.ipv4, self.nat64)
-        assert winner is not None
-        self.over = True
-        self._abandon(other)
-        self.nat64 = self.ipv4 = None  # no reference cycle is left
-        self.connection.by_nat64 = by_nat64
-        self.dialer.over(self)
-        self.connected(winner.sock, mask)
-
-    def _abandon(self, attempt: Attempt | None) -> None:
-        if attempt is not None:
-            self.dialer.connect_deadlines.stop(attempt)
-            self._close(attempt)
-
-    def _close(self, attempt: Attempt) -> None:
-        if not attempt.is_nat64:
-            self.dialer.forget_source(self.connection)
-        self.dialer.reactor.close(attempt.sock)
-
-
-class AcceptedDial(Dial):
-    """Who waits is a client whose connection was accepted."""
-
-    __slots__ = ("client", "client_mask")
-
-    def __init__(self, dialer: Dialer, client: RawSocket, connection: Connection) -> None:
-        super().__init__(dialer, connection)
-        self.client = client
-        self.client_mask: int | None = None
-
-    def settle(self) -> None:
-        """See Dial."""
-        if not self.over:
-            self.dialer.reactor.watch(self.client.fileno(), READS, self)
-            self.client_mask = 0
-
-    def ready(self, mask: int) -> None:
-        """See `reactor.Watcher`. A FIN alone does not mean that the client gave up: it may still read."""
-        self.client_mask = mask
-        if mask & _LOST:
-            self.connection.client_gone = True
-            self.refuse()
-
-    def crashed(self) -> None:
-        """See `reactor.Watcher`."""
-        self.refuse()
-
-    def connected(self, upstream: RawSocket, mask: int) -> None:
-        """See Dial."""
-        self.dialer.relay(self.connection, self.client, self.client_mask, upstream, mask)
-
-    def failed(self) -> None:
-        """See Dial."""
-        reset(self.client)
-        self.dialer.reactor.close(self.client)
 
 
 class Dialer:
@@ -413,6 +205,3 @@ def keep_alive(sock: RawSocket | socket.socket, idle_s: int) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
     except OSError:
         pass  # the connection has just ended; the reactor reports it
-
-
-__all__ = ["EXHAUSTED", "AcceptedDial", "Attempt", "Dial", "DialSettings", "Dialer", "End", "keep_alive"]

@@ -16,7 +16,8 @@ from typing import Final
 from tnat64d.kernel.original_dst import DestinationOf
 from tnat64d.proxy.connection import Connection, Observer
 from tnat64d.proxy.destination import Destinations
-from tnat64d.proxy.dialer import EXHAUSTED, Dialer
+from tnat64d.proxy.dial import EXHAUSTED
+from tnat64d.proxy.dialer import Dialer
 from tnat64d.proxy.reactor import Reactor
 from tnat64d.proxy.relay import reset
 from tnat64d.proxy.sources import SourceLimit

@@ -1,7 +1,7 @@
 """Honest connects: a SYN waits while its destination is dialled, and then meets what the dial met.
 
 Owns the SYNs that are held, and connected upstreams until the connection they were dialled for is accepted.
-Refuses to own the dialling (`proxy.dialer`), its order (`core.policy`) and the rules that bring SYNs here.
+Refuses to own the dialling (`proxy.dial`), its order (`core.policy`) and the rules that bring SYNs here.
 
     the dial        the SYN                     the program's connect()
     connected       goes on, to the listener    succeeds; the accepted client is given the upstream
@@ -35,7 +35,8 @@ from tnat64d.kernel.sock_diag import SocketTable
 from tnat64d.proxy.connection import Connection, Observer
 from tnat64d.proxy.deadlines import Deadlines
 from tnat64d.proxy.destination import Destinations, Target
-from tnat64d.proxy.dialer import EXHAUSTED, Dial, Dialer
+from tnat64d.proxy.dial import EXHAUSTED, Dial
+from tnat64d.proxy.dialer import Dialer
 from tnat64d.proxy.reactor import Reactor
 from tnat64d.proxy.sources import SourceLimit
 
