@@ -84,6 +84,14 @@ def service(lab: GatewayLab, way: str, scope: dict[str, list[str]]) -> Service:
     return Service(lab.client, lab.directory, settings=settings, is_static=way != "owned")
 
 
+def expect_left_alone(daemon: Daemon, who: Namespace, port: Port) -> None:
+    """Nobody answers: a host that does not forward drops what it does not capture, as it did before."""
+    accepted = daemon.total("accepted")
+    with pytest.raises(OSError, match=r"timed out|unreachable|No route"):
+        dial(who, port, timeout_s=1.2)
+    assert daemon.total("accepted") == accepted
+
+
 @pytest.mark.parametrize("device", ["br-test", "br-*"])
 def test_a_container_gets_out_through_the_gateway(gateway_lab: GatewayLab, gateway_way: str, device: str) -> None:
     with service(gateway_lab, gateway_way, {"gateway": [device]}) as running:
@@ -131,12 +139,8 @@ def test_the_hosts_own_addresses_are_never_captured(gateway_lab: GatewayLab, gat
 
 
 def test_a_container_behind_another_interface_is_left_alone(gateway_lab: GatewayLab, gateway_way: str) -> None:
-    """Without forwarding the host drops what it does not capture, as it did before."""
     with service(gateway_lab, gateway_way, {"gateway": ["docker0"]}) as running:
-        accepted = running.daemon.total("accepted")
-        with pytest.raises(OSError, match=r"timed out|unreachable|No route"):
-            dial(gateway_lab.container, Port.ECHO, timeout_s=1.2)
-        assert running.daemon.total("accepted") == accepted
+        expect_left_alone(running.daemon, gateway_lab.container, Port.ECHO)
 
 
 def test_local_networks_and_excluded_ports_hold_behind_the_gateway_too(
@@ -147,13 +151,10 @@ def test_local_networks_and_excluded_ports_hold_behind_the_gateway_too(
     ) as running:
         with dial(gateway_lab.container, Port.ECHO) as sock:
             echo(sock)
-        accepted = running.daemon.total("accepted")
         with gateway_lab.client.socket() as own:  # whoever listens here is not meant
             own.bind(("0.0.0.0", Port.BANNER))
             own.listen()
-            with pytest.raises(OSError, match=r"timed out|unreachable|No route"):
-                dial(gateway_lab.container, Port.BANNER, timeout_s=1.2)
-        assert running.daemon.total("accepted") == accepted
+            expect_left_alone(running.daemon, gateway_lab.container, Port.BANNER)
 
 
 def test_where_the_host_forwards_what_is_excluded_is_told_at_once_that_there_is_no_way(
@@ -204,8 +205,7 @@ def test_a_connection_keeps_its_way_when_its_destination_is_left_alone_from_now_
         daemon.settings.write_text(f"{daemon.settings.read_text()}not_ports = ['{int(Port.ECHO)}']\n")
         assert daemon.run("reload").returncode == 0
         echo(sock, b"x" * 100_000)
-        with pytest.raises(OSError, match=r"timed out|unreachable|No route"):
-            dial(gateway_lab.namespaces[who], Port.ECHO, timeout_s=1.2)
+        expect_left_alone(daemon, gateway_lab.namespaces[who], Port.ECHO)
 
 
 @pytest.mark.parametrize("way", ["owned", "static iptables-nft", "tproxy nftables"])
