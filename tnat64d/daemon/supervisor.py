@@ -34,6 +34,7 @@ from tnat64d.core.settings import Settings
 from tnat64d.daemon import explaining, listening
 from tnat64d.daemon.admission import Admission
 from tnat64d.daemon.control import Answer, ControlServer, Question
+from tnat64d.daemon.hangup import reload_when
 from tnat64d.daemon.healing import Healer
 from tnat64d.daemon.pool import WorkerPool
 from tnat64d.daemon.rules import Rules, RulesThread
@@ -172,7 +173,7 @@ class _Supervisor:
         monitor = DefaultRouteMonitor(asyncio.get_running_loop(), self._on_routes_changed)
         companions = (
             tasks.create_task(self._watch_workers(), name="watchdog"),
-            tasks.create_task(self._reload_on_hangup(), name="reload"),
+            tasks.create_task(reload_when(self._hangup, self._reload_now), name="reload"),
             tasks.create_task(self._healer.run(), name="healing"),
         )
         try:
@@ -249,15 +250,6 @@ class _Supervisor:
             if is_alive and notifier.watchdog_interval_s is not None:
                 notifier.watchdog()
             await asyncio.sleep(interval_s)
-
-    async def _reload_on_hangup(self) -> None:
-        while True:
-            await self._hangup.wait()
-            self._hangup.clear()
-            try:
-                await self._reload_now()
-            except Tnat64Error as error:
-                _log.error("not reloaded, everything stays as it was:\n%s", error)
 
     async def _reload(self, question: Question) -> Answer:
         return await self._reload_now()

@@ -21,6 +21,7 @@ from tnat64d.core.config import Config
 from tnat64d.core.reloading import require_reloadable
 from tnat64d.core.settings import Settings
 from tnat64d.daemon import admission
+from tnat64d.daemon.hangup import reload_when
 from tnat64d.daemon.healing import Healer
 from tnat64d.daemon.rules import Rules, RulesThread
 from tnat64d.daemon.watch_reports import Reporter
@@ -84,7 +85,7 @@ class _Watcher:
                 companions = (
                     healing,
                     tasks.create_task(self._reporter.run(), name="reporter"),
-                    tasks.create_task(self._reload_on_hangup(), name="reload"),
+                    tasks.create_task(reload_when(self._hangup, self._reload), name="reload"),
                     tasks.create_task(self._feed_watchdog(), name="watchdog"),
                 )
                 await self._stop.wait()
@@ -100,15 +101,6 @@ class _Watcher:
         while notifier.watchdog_interval_s is not None:
             notifier.watchdog()
             await asyncio.sleep(notifier.watchdog_interval_s)
-
-    async def _reload_on_hangup(self) -> None:
-        while True:
-            await self._hangup.wait()
-            self._hangup.clear()
-            try:
-                await self._reload()
-            except Tnat64Error as error:
-                _log.error("not reloaded, everything stays as it was:\n%s", error)
 
     async def _reload(self) -> None:
         async with self._alone:
