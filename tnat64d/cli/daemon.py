@@ -40,7 +40,8 @@ def _serve(arguments: argparse.Namespace) -> int:
 def _run_daemon(arguments: argparse.Namespace, chosen: Settings, *, own_rules: bool) -> None:
     from tnat64d.daemon import journal, supervisor
     from tnat64d.daemon.admission import Admission
-    from tnat64d.kernel.rules import HeldRules, SetUpRules
+    from tnat64d.kernel.rules import HeldRules
+    from tnat64d.kernel.set_up_rules import SetUpRules
     from tnat64d.kernel.systemd import Notifier
 
     settings_file = arguments.settings or inputs.SETTINGS

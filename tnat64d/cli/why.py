@@ -134,12 +134,13 @@ def _standing(
     config: Config, settings: Settings, settings_file: str, way: str
 ) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
     """Where rules of ours stand (None: that may not be looked at), and what of them is not as it must be."""
-    from tnat64d.kernel import capturing, rules
+    from tnat64d.kernel import capturing
+    from tnat64d.kernel.wanted import describe_made
 
     try:
         held = capturing.held(settings.rules)
         places = capturing.places(held)
-        wanted = rules.describe_made(config, settings, settings_file, way, held)
+        wanted = describe_made(config, settings, settings_file, way, held)
         return places, capturing.changed(held, wanted) if places else ()
     except PrivilegeError:
         return None, ()

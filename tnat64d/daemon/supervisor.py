@@ -40,7 +40,7 @@ from tnat64d.daemon.pool import WorkerPool
 from tnat64d.daemon.rules import Rules, RulesThread
 from tnat64d.daemon.watch_reports import Watched
 from tnat64d.errors import Tnat64Error, UnavailableError
-from tnat64d.kernel import nfqueue, original_dst, rules
+from tnat64d.kernel import nfqueue, original_dst, wanted
 from tnat64d.kernel.default_routes import DefaultRouteMonitor
 from tnat64d.kernel.refusals import Refuser
 from tnat64d.kernel.systemd import Notifier
@@ -281,7 +281,7 @@ class _Supervisor:
         if self._rules.way != "setup":
             return False
         before, file = Files(self._config, self._settings), self._surroundings.settings_file
-        return await asyncio.to_thread(rules.needs_setup, before, after, file)
+        return await asyncio.to_thread(wanted.needs_setup, before, after, file)
 
     async def _drain(self, question: Question) -> Answer:
         """Stop accepting, and answer when the workers have ended."""

@@ -15,7 +15,7 @@ from tnat64d.kernel import backends as kernel_backends
 from tnat64d.kernel import capturing, firewall, foreign_marks, keeper, owned, processes, routes, routing
 from tnat64d.kernel.capturing import Held
 from tnat64d.kernel.foreign_marks import Overwriting, Packets
-from tnat64d.kernel.rules import describe, describe_made
+from tnat64d.kernel.wanted import describe, describe_made
 
 
 def rules(subject: Subject) -> Findings:

@@ -3,27 +3,28 @@
 Owns which way: `StaticRules` (setup, teardown), whose work stands until it is removed, and `HeldRules`, by which a
 process knows what it made and can make it again: that of up and serve --own-rules, whose work goes with it (where
 that cannot be had, it is static until the end), or that of setup --watch, whose work is static and stays.
-Refuses to own what stands (`core.description`) and how it gets there (`kernel.installation`, `kernel.owned`).
+Refuses to own what must stand (`kernel.wanted`), how it gets there (`kernel.installation`, `kernel.owned`), and
+what a daemon knows of the rules that `setup` made (`kernel.set_up_rules`).
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 
-from tnat64d.core import description, ruleset, scope
+from tnat64d.core import ruleset
 from tnat64d.core.config import Config
-from tnat64d.core.files import Files
 from tnat64d.core.ruleset import LOOPBACK, OWN_DEVICE, Ruleset
 from tnat64d.core.settings import Mode, Rules, Settings
 from tnat64d.errors import Tnat64Error, UnavailableError
-from tnat64d.kernel import accounts, backends, cgroup, keeper, nftables, owned, routing, standing
+from tnat64d.kernel import backends, cgroup, keeper, nftables, owned, routing, standing
 from tnat64d.kernel.installation import Installation
 from tnat64d.kernel.nftables import Nftables
 from tnat64d.kernel.owned import OwnedInstallation
 from tnat64d.kernel.refused_set import Destination, RefusesDestinations
 from tnat64d.kernel.standing import Standing
+from tnat64d.kernel.wanted import describe
 
 _log = logging.getLogger(__name__)
 
@@ -139,7 +140,10 @@ class HeldRules:
         refusal_memory_s = settings.proxy.refusal_memory_s
         if refusal_memory_s and self._refused is None:
             if self._in_daemon:
-                _warn_of_no_refusals("the rules are those of iptables, and only nftables can")
+                _log.warning(
+                    "proxy.refusal_memory_s in tnat64d.toml has no effect: the rules are those of iptables, "
+                    "and only nftables can"
+                )
             refusal_memory_s = 0.0
         _warn_of_losing_bridges(settings)
         with _exec_group(settings):
@@ -251,81 +255,6 @@ class HeldRules:
         return None
 
 
-class SetUpRules:
-    """Those that `setup` made, as a daemon without privileges sees them: policy rules, route and address.
-
-    Not the packet rules, which the kernel shows to CAP_NET_ADMIN only (net/netfilter/nfnetlink.c,
-    net/ipv4/netfilter/ip_tables.c): nobody may conclude from this that those stand.
-    What has stood once is expected to stand. `install`, `remove` and `restore` are not this process's to do.
-    """
-
-    way = "setup"
-    watches_packet_rules = False
-    device = None
-    groups = ()
-
-    def __init__(self, settings: Settings) -> None:
-        self._rules = settings.rules
-        self._standing: Standing = {}
-
-    @property
-    def has_stood(self) -> bool:
-        """Whether any has been seen."""
-        return bool(self._standing)
-
-    def begin(self) -> tuple[int, ...]:
-        """Nothing is needed."""
-        return ()
-
-    def install(self, config: Config, settings: Settings) -> None:
-        """Expect no more than what stands now. Raises Tnat64Error."""
-        if settings.proxy.refusal_memory_s:
-            _warn_of_no_refusals("it needs rules that the daemon makes itself (tnat64d up, serve --own-rules)")
-        self._standing = {}
-        self.lost()
-
-    def restore(self) -> None:
-        """Nothing."""
-
-    def renewed(self) -> tuple[str, ...]:
-        """None, as it knows of none."""
-        return ()
-
-    def remove(self) -> None:
-        """Nothing."""
-
-    def refuse(self, destinations: Iterable[Destination]) -> None:
-        """Nothing."""
-
-    def forget_refused(self) -> None:
-        """Nothing."""
-
-    def refused_count(self) -> int:
-        """Nothing is refused."""
-        return 0
-
-    def refused_for_s(self, destination: Destination) -> float | None:
-        """Nothing is refused."""
-        return None
-
-    def answer(self) -> bool:
-        """There is no device."""
-        return False
-
-    def lost(self) -> tuple[str, ...]:
-        """What stood, at the last look or before, and does not. Raises Tnat64Error."""
-        now = standing.routing(self._rules.table, self._rules.address)
-        if len(now) == 1 and not self._standing:
-            return ()  # an address alone may be anybody's
-        missing = tuple(name for name in self._standing if name not in now)
-        self._standing = {**self._standing, **now}
-        return missing
-
-
-def _warn_of_no_refusals(because: str) -> None:
-    _log.warning("proxy.refusal_memory_s in tnat64d.toml has no effect: %s", because)
-
-
 def _warn_of_losing_bridges(settings: Settings) -> None:
     if settings.rules.mode is Mode.TPROXY and settings.scope.gateway:
         for bridge in routing.losing_bridges(settings.scope.gateway):
@@ -348,36 +277,6 @@ def _require_not_kept() -> None:
             "tnat64d setup --watch keeps the rules here: systemctl reload tnat64d-setup (SIGHUP) has it read its "
             "files again; to take them away, end it first (systemctl stop tnat64d)"
         )
-
-
-def describe(
-    config: Config, settings: Settings, settings_file: str, device: str, refusal_memory_s: float = 0.0
-) -> Ruleset:
-    """What must stand on `device` for both files. Raises ConfigurationError (scope).
-
-    `refusal_memory_s`: only where somebody fills the set.
-    """
-    resolved = scope.resolve(settings.scope, accounts.lookup(settings_file))
-    proxy = settings.proxy
-    honest = scope.honest_places(proxy)
-    return description.describe(config, settings.rules, resolved, proxy.port, device, honest, refusal_memory_s)
-
-
-def describe_made(
-    config: Config, settings: Settings, settings_file: str, way: str, backend_names: Collection[str]
-) -> Ruleset:
-    """What must stand in the backends where rules do, if a daemon's `way` with them is this one, as it tells it
-    (empty: there is none). Raises as `describe`.
-    """
-    device = OWN_DEVICE if owned.is_held() else LOOPBACK
-    is_filled = way in ("owned", "static") and "nftables" in backend_names
-    return describe(config, settings, settings_file, device, settings.proxy.refusal_memory_s if is_filled else 0.0)
-
-
-def needs_setup(before: Files, after: Files, settings_file: str) -> bool:
-    """Whether rules that `setup` made by `before` are not those by `after`. Raises as `describe`."""
-    old, new = (describe(each.config, each.settings, settings_file, LOOPBACK) for each in (before, after))
-    return old != new
 
 
 def _exec_group(settings: Settings, *, stays: bool = True) -> AbstractContextManager[None]:
