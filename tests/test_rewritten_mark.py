@@ -1,11 +1,14 @@
-"""Rules of somebody's that mark: the daemon's own IPv4 connections, which are captured then, and programs'."""
+"""The daemon's own IPv4 connections, which are captured where somebody's rule marks them, and what is not one."""
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import pytest
 
-from tests.lab import IdealNat64Lab, Port
+from tests.lab import IdealNat64Lab, Nat64Lab, Port
 from tests.lab.daemon import Daemon, Service, dial, echo, expect_refused
+from tests.lab.servers import BANNER
 
 RULES = ("-j CONNMARK --restore-mark", "-j MARK --set-mark 1")
 IPV4 = ("address add 203.0.113.9/24 dev eth0", "route add default via 203.0.113.1")
@@ -28,6 +31,21 @@ def test_the_daemon_does_not_carry_its_own_connections(
         daemon.wait_for_log("WARNING: the daemon's own connection to 198.51.100.10:7 came back to it")
         daemon.wait_for_total("active", 0)
         assert daemon.total("accepted") <= 100, "no more than it takes to come to the worker that knows it"
+
+
+@pytest.mark.parametrize("connect", ["plain", "honest"])
+def test_a_program_is_carried_from_a_port_that_the_daemon_uses_for_another_destination(
+    nat64_lab: Nat64Lab, connect: str
+) -> None:
+    nat64_lab.add_ipv4_to_client()
+    host, settings = nat64_lab.client, {"proxy": {"workers": 1, "connect": connect}}
+    with Daemon(host, nat64_lab.directory, settings=settings), ExitStack() as stack:
+        host.write_sysctl("net.ipv4.ip_local_port_range", "40000 40015")  # each but one taken, by one or the other
+        for port in 7 * [Port.ECHO] + 8 * [Port.BANNER]:
+            sock = stack.enter_context(dial(host, port))
+            if port is Port.BANNER:
+                assert sock.recv(len(BANNER)) == BANNER
+            echo(sock, b"x")
 
 
 @pytest.mark.netns("iptables-nft")

@@ -60,9 +60,9 @@ async def reactor() -> AsyncIterator[CountedReactor]:
 
 
 def nothing_is_pending(dialer: Dialer) -> bool:
-    """Whether no deadline waits for a connection of the past."""
+    """Whether no deadline waits for a connection of the past, and none is remembered."""
     every_kind = [kind for name in dir(dialer) if isinstance(kind := getattr(dialer, name), Deadlines)]
-    return len(every_kind) == 5 and not any(kind._pending for kind in every_kind)
+    return len(every_kind) == 5 and not any((dialer.own_connections, *(kind._pending for kind in every_kind)))
 
 
 class CountingPool(PipePool):

@@ -29,7 +29,7 @@ from tnat64d.core.settings import Mode, Rules, StickyScope
 from tnat64d.daemon.listening import listen
 from tnat64d.kernel import original_dst
 from tnat64d.kernel.installation import Installation
-from tnat64d.kernel.nfqueue import SynQueue
+from tnat64d.kernel.nfqueue import Syn, SynQueue
 from tnat64d.kernel.nftables import Nftables
 from tnat64d.kernel.refusals import Refuser
 from tnat64d.kernel.sock_diag import SocketTable
@@ -261,6 +261,21 @@ async def test_an_upstream_whose_client_never_comes_is_closed(
     assert plane.gate._waiting == {}
     assert (plane.observer.answered_count, plane.observer.accepted_count) == (1, 0)
     assert [connection.client_gone for connection in plane.observer.unclaimed_connections] == [False]
+
+
+async def test_an_ipv4_upstream_whose_client_never_comes_is_forgotten_too(
+    make_plane: MakePlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Connects to the host's own addresses are never held, so this SYN is made up."""
+    monkeypatch.setattr(syn_gate_module, "HANDSHAKE_S", SOON_S)
+    plane = make_plane(sticky=False)
+    address = destination("answers", "silent")
+    with socket.create_server((address, PORT)):
+        syn = Syn(6464, 1, ("192.0.0.2", 50000), (address, PORT), 1, b"", 0, 1, 0, True)
+        plane.gate._receive(syn)
+        await until(lambda: plane.observer.unclaimed_connections)
+    assert plane.observer.unclaimed_connections[0].ipv4_error == 0
+    assert plane.dialer.own_connections == set()
 
 
 async def test_rules_that_change_empty_the_queues_and_the_next_syn_is_held_instead(make_plane: MakePlane) -> None:

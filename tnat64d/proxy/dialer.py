@@ -66,9 +66,10 @@ class Dialer:
         self._pipes = PipePool()
         self._dials: set[Dial] = set()
         self._relays: dict[Relay, Connection] = {}
-        self.sources: set[Destination] = set()
-        """Where this worker's own IPv4 connections come from: one of them that is captured would be carried again,
-        and again. The mark keeps them out of the rules, unless a rule of somebody's rewrites it."""
+        self.own_connections: set[tuple[Destination, Destination]] = set()
+        """This worker's own IPv4 connections, by source and destination: one of them that is captured would be
+        carried again, and again. The mark keeps them out of the rules, unless a rule of somebody's rewrites it.
+        A source alone says nothing: the kernel gives a port to several, if they go to different destinations."""
         self.connect_deadlines = Deadlines[Attempt](loop, settings.connect_timeout_s, self._timed_out)
         self.fallback_deadlines = Deadlines[Dial](loop, settings.fallback_delay_s, Dial.fall_back)
         self._dial_settling = Deadlines[Dial](loop, SETTLE_S, lambda dial: dial.settle())
@@ -141,12 +142,12 @@ class Dialer:
     def remember_source(self, connection: Connection, sock: RawSocket) -> None:
         """`sock` is the IPv4 attempt of `connection`."""
         connection.source = sock.getsockname()
-        self.sources.add(connection.source)
+        self.own_connections.add((connection.source, connection.target.destination))
 
     def forget_source(self, connection: Connection) -> None:
         """The IPv4 attempt of `connection`, if there was one, has been given up."""
         if connection.source is not None:
-            self.sources.discard(connection.source)
+            self.own_connections.discard((connection.source, connection.target.destination))
             connection.source = None
 
     def settle_later(self, dial: Dial) -> None:

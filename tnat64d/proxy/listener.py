@@ -138,7 +138,7 @@ class Listener:
             client.close()
             self._observer.not_captured(address)
             return
-        if address in self._dialer.sources:
+        if (address, target.destination) in self._dialer.own_connections:
             reset(client)
             client.close()
             self._observer.came_back(target)

@@ -256,10 +256,10 @@ class SynGate:
             self._refuser.send(syn, Refusal.of(code))
 
     def _receive(self, syn: Syn) -> None:
-        if not syn.is_bare or syn.client in self._dialer.sources:  # the latter is for the listener to reset
+        key = (syn.client, syn.destination)
+        if not syn.is_bare or key in self._dialer.own_connections:  # the latter is for the listener to reset
             self._accept(syn)
             return
-        key = (syn.client, syn.destination)
         held = self._held.get(key)
         if held is not None:
             if held.syn.sequence == syn.sequence:
@@ -346,6 +346,7 @@ class SynGate:
     def _close(self, upstream: Upstream) -> None:
         """Its client has not come."""
         self._forget(upstream)
+        self._dialer.forget_source(upstream.connection)
         self._reactor.close(upstream.sock)
         self._observer.unclaimed(upstream.connection)
 
