@@ -297,7 +297,7 @@ def test_a_change_of_default_routes_puts_every_state_back() -> None:
 
 
 ERRORS = sorted(errno.errorcode)
-EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL}
 
 
 def test_unreachable_means_enetunreach_or_ehostunreach() -> None:

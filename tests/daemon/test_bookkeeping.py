@@ -116,11 +116,11 @@ async def test_what_many_clients_meet_is_said_once(caplog: pytest.LogCaptureFixt
     for _ in range(3):
         books.kept.over_limit(CLIENT)
         books.kept.exhausted()
-        books.kept.not_held()
+        books.kept.not_held(2)
     assert [record.levelname for record in caplog.records] == ["WARNING"] * 3
     assert books.plane.rests == 3
     counted = (Counter.OVER_LIMIT, Counter.ACCEPT_PAUSES, Counter.NOT_HELD)
-    assert [books.counters[counter] for counter in counted] == [3, 3, 3]
+    assert [books.counters[counter] for counter in counted] == [3, 3, 6]
 
 
 @pytest.mark.parametrize(("connections", "lines"), [("all", 1), ("failed", 1), ("none", 0)])

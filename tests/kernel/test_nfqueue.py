@@ -163,6 +163,21 @@ def test_what_a_full_queue_cannot_take_passes(queueing: Namespace) -> None:
     queue.close()
 
 
+def test_what_passes_for_want_of_room_in_the_socket_is_counted(queueing: Namespace) -> None:
+    queue = queueing.call(SynQueue, [QUEUE], 1000)
+    queue._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)  # the least: room for a few
+    with ExitStack() as stack:
+        clients = [stack.enter_context(connecting(queueing)) for _ in range(20)]
+        passed_count = [connect_error(client, 0.1) for client in clients].count(errno.ECONNREFUSED)
+        held_count = len(list(queue.read()))
+        assert (passed_count + held_count, queue.missed_count) == (20, 0)
+        assert 0 < passed_count < 20
+        stack.enter_context(connecting(queueing))
+        read_one(queue)
+        assert queue.missed_count == passed_count
+    queue.close()
+
+
 def test_a_queue_of_another_program_is_told(queueing: Namespace) -> None:
     queue = queueing.call(SynQueue, [QUEUE], 1)
     with pytest.raises(Tnat64Error, match=r"packet queue 40 is another program's .*rules\.queue in tnat64d\.toml"):

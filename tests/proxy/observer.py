@@ -58,8 +58,8 @@ class Recording:
     def held(self) -> None:
         self.held_count += 1
 
-    def not_held(self) -> None:
-        self.not_held_count += 1
+    def not_held(self, count: int) -> None:
+        self.not_held_count += count
 
     def answered(self) -> None:
         self.answered_count += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from tests.proxy.peer import Peer, descriptors, descriptors_left, until
 from tests.proxy.ways import destination
 from tnat64d.core.policy import ScopeState
 from tnat64d.proxy import dialer as dialer_module
+from tnat64d.proxy.dial import AcceptedDial
 
 pytestmark = pytest.mark.netns
 
@@ -234,3 +236,28 @@ async def test_what_a_client_sends_during_a_long_dial_arrives(
     server = await office.accept("nat64")
     await client.send(b"more")
     assert await server.receive(9) == b"some more"
+
+
+async def test_a_client_whose_dial_is_long_meets_a_reset_should_the_process_be_killed(
+    make_office: MakeOffice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dialer_module, "SETTLE_S", SOON_S)
+    office = make_office(fallback_delay_s=LONG_S)
+    client, _ = office.call(destination("silent", "silent"))
+    (dial,) = office.dialer._dials
+    assert isinstance(dial, AcceptedDial)
+    await until(lambda: dial.client_mask is not None)
+    os.close(dial.client.detach())  # as the kernel would
+    assert await client.reset_error() == errno.ECONNRESET
+
+
+async def test_a_long_dial_that_connects_ends_with_fins_again(
+    make_office: MakeOffice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dialer_module, "SETTLE_S", SOON_S / 5)
+    office = make_office(fallback_delay_s=SOON_S)
+    office.serve("nat64")
+    office.call(destination("silent", "answers"))
+    await office.accept("nat64")
+    (relay,) = office.dialer._relays
+    assert not any(relay.client.sock.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8))

@@ -229,6 +229,28 @@ async def test_a_silent_destination_stays_silent_and_the_next_syn_is_dialled_ane
     assert plane.observer.held_count == 2
 
 
+@contextmanager
+def one_source_port() -> Iterator[None]:
+    """Meanwhile this namespace has no other for those who ask for none."""
+    ports = Path("/proc/sys/net/ipv4/ip_local_port_range")
+    before = ports.read_text()
+    ports.write_text("7500 7500")
+    try:
+        yield
+    finally:
+        ports.write_text(before)
+
+
+async def test_a_connect_for_which_no_source_port_is_left_waits_until_there_is_one(make_plane: MakePlane) -> None:
+    plane = make_plane()
+    with one_source_port():
+        assert await plane.outcome(plane.connect(ANSWERS, port=50010)) == 0
+        second = plane.connect(ANSWERS, port=50011)
+        await until(lambda: plane.observer.refusals)
+        assert plane.observer.refusals[0].nat64_error == errno.EADDRNOTAVAIL
+    assert await plane.outcome(second) == 0  # after 1 s
+
+
 async def test_a_program_that_gives_up_ends_the_dial_and_frees_everything(
     make_plane: MakePlane, monkeypatch: pytest.MonkeyPatch
 ) -> None:

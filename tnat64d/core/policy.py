@@ -187,9 +187,11 @@ _BEGIN: Final = {
 _ANSWERED: Final = frozenset({errno.ECONNREFUSED, errno.ECONNRESET})
 """The second: connected, and reset before anybody looked (net/ipv4/tcp_input.c, tcp_reset)."""
 
-_SILENT: Final = frozenset({errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_SILENT: Final = frozenset(
+    {errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL}
+)
 """Nothing is learned of the way, and an IPv4 attempt that is pending may still succeed: all but the first are
-this host's own want of descriptors or memory (socket(2))."""
+this host's own want of descriptors, memory (socket(2)) or source ports (connect(2))."""
 
 _NAT64_CONNECTED: Final = Event.NAT64_CONNECTED
 UNREACHABLE: Final = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH})

@@ -166,13 +166,14 @@ class Bookkeeping:
         self._counters[_HELD] += 1
         self._counters[_ACTIVE] += 1
 
-    def not_held(self) -> None:
+    def not_held(self, count: int) -> None:
         """See `proxy.connection.Observer`."""
-        self._counters[_NOT_HELD] += 1
-        if self._counters[_NOT_HELD] == 1:
+        is_news = not self._counters[_NOT_HELD]
+        self._counters[_NOT_HELD] += count
+        if is_news:
             _log.warning(
-                "more than %d connects wait for an answer, proxy.max_connections is reached, or file descriptors "
-                "have run out: those beyond are plain (said once)",
+                "more than %d connects wait for an answer, or came at once, proxy.max_connections is reached, or "
+                "file descriptors have run out: those beyond are plain (said once)",
                 MAX_HELD,
             )
 

@@ -60,6 +60,7 @@ _INTEGER = struct.Struct("!I")
 _TWO_INTEGERS = struct.Struct("!II")
 _IP = struct.Struct("!BxHxxxxxxxx4s4s")
 _TCP = struct.Struct("!HHI4xBB")
+_LAST_NUMBER = 0xFFFFFFFF  # of a packet; after it they begin anew
 _SYN, _FLAGS = 0x02, 0x17  # of these: SYN, ACK, RST, FIN
 _inet_ntoa = socket.inet_ntoa
 
@@ -91,7 +92,10 @@ class Syn(NamedTuple):
 
 
 class SynQueue:
-    """Some queues, read by one socket. Verdicts are collected until `send`."""
+    """Some queues, read by one socket. Verdicts are collected until `send`.
+
+    `missed_count`: packets that passed unseen because the socket had no room, as far as those after them tell.
+    """
 
     def __init__(self, numbers: Sequence[int], room: int) -> None:
         """Bind the queues `numbers`, each for `room` packets; what comes when one is full passes.
@@ -101,6 +105,8 @@ class SynQueue:
         """
         self._socket = _netlink_socket()
         self._verdicts: list[bytes] = []
+        self._last_packets = dict.fromkeys(numbers, 0)
+        self.missed_count = 0
         try:
             self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER_BYTES)
             self._verdict_to = {queue: _before_verdict(queue, _VERDICT_BODY) for queue in numbers}
@@ -131,7 +137,7 @@ class SynQueue:
             except BlockingIOError:
                 return
             except OSError:
-                continue  # ENOBUFS: what there was no room for has passed (NFQA_CFG_F_FAIL_OPEN)
+                continue  # ENOBUFS: what there was no room for has passed (NFQA_CFG_F_FAIL_OPEN), and has a number
             if HEADER.unpack_from(message)[1] == _PACKET:
                 syn = self._parse(message)
                 if syn is not None:
@@ -165,6 +171,8 @@ class SynQueue:
     def _parse(self, message: bytes) -> Syn | None:
         # The packet's number comes first, the packet itself last (nfqnl_build_packet_message).
         queue, packet = _BEGINNING.unpack_from(message)
+        self.missed_count += packet - self._last_packets[queue] - 1 & _LAST_NUMBER
+        self._last_packets[queue] = packet
         in_device = out_device = mark = 0
         offset, end = _SECOND_ATTRIBUTE, len(message)
         while offset + 4 <= end:

@@ -83,8 +83,8 @@ class Observer(Protocol):
     def held(self) -> None:
         """A SYN is held and its destination will be dialled."""
 
-    def not_held(self) -> None:
-        """A SYN was not held: too many are, or descriptors have run out."""
+    def not_held(self, count: int) -> None:
+        """So many SYNs were not held: too many are, or descriptors have run out."""
 
     def answered(self) -> None:
         """A held SYN was let go, for its destination has connected; the connection will be accepted."""

@@ -206,8 +206,9 @@ class AcceptedDial(Dial):
         self.client_mask: int | None = None
 
     def settle(self) -> None:
-        """See Dial."""
+        """See Dial. Should this process be killed from now on, the client meets a reset, and no FIN."""
         if not self.over:
+            reset(self.client)
             self.dialer.reactor.watch(self.client.fileno(), READS, self)
             self.client_mask = 0
 
@@ -224,6 +225,8 @@ class AcceptedDial(Dial):
 
     def connected(self, upstream: RawSocket, mask: int) -> None:
         """See Dial."""
+        if self.client_mask is not None:
+            reset(self.client, False)
         self.dialer.relay(self.connection, self.client, self.client_mask, upstream, mask)
 
     def failed(self) -> None:

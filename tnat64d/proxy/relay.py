@@ -62,13 +62,12 @@ _RARE: Final = EPOLLERR | EPOLLPRI | EPOLLRDHUP | EPOLLHUP
 _DONTWAIT: Final = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 _FIN_FOLLOWS: Final = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL | socket.MSG_MORE)
 _SPLICE: Final = os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE
-_LINGER_RESET: Final = struct.pack("ii", 1, 0)
 
 
-def reset(sock: RawSocket) -> None:
-    """Make closing `sock` send RST instead of FIN (socket(7), SO_LINGER with a zero timeout)."""
+def reset(sock: RawSocket, by_reset: bool = True) -> None:
+    """Make closing `sock` send RST instead of FIN (socket(7), SO_LINGER with a zero timeout), or FIN again."""
     try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", by_reset, 0))
     except OSError:
         pass  # the connection is gone already
 

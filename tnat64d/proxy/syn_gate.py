@@ -10,6 +10,7 @@ Refuses to own the dialling (`proxy.dial`), its order (`core.policy`) and the ru
     silent          dropped                     waits on; its next SYN is dialled anew, as it would be sent anew
     given up        dropped                     (it has ended: see `HeldDial.settle`)
     not dialled     goes on, to the listener    succeeds, and is plain: for want of a descriptor
+                    dropped                     waits on, likewise: for want of a source port
 
 One dial for a connection: a SYN that comes again takes the place of the one that is held, which the kernel may
 have dropped (it empties its queues when anybody takes rules away: nf_queue_nf_hook_drop in
@@ -55,6 +56,9 @@ long each time."""
 
 RESENT_AFTER_S: Final = 0.5
 """No SYN comes again before that: hosts wait for 1 s (RFC 6298, 2.1)."""
+
+_NO_ANSWER: Final = frozenset({errno.ETIMEDOUT, errno.EADDRNOTAVAIL})
+"""Of the destination: silence, and this host's own want of a source port."""
 
 _Key = tuple[Destination, Destination]
 
@@ -196,6 +200,9 @@ class SynGate:
         """See `reactor.Watcher`."""
         for syn in self._queue.read():
             self._receive(syn)
+        if self._queue.missed_count:
+            self._observer.not_held(self._queue.missed_count)
+            self._queue.missed_count = 0
         self._send_soon()  # also for what passed unread
 
     def crashed(self) -> None:
@@ -252,7 +259,7 @@ class SynGate:
             self._accept(syn)
             return
         self._drop(syn)
-        if not connection.client_gone and code != errno.ETIMEDOUT:
+        if not connection.client_gone and code not in _NO_ANSWER:
             self._refuser.send(syn, Refusal.of(code))
 
     def _receive(self, syn: Syn) -> None:
@@ -277,7 +284,7 @@ class SynGate:
         elif self._turns_away:
             self._reset(syn)
         elif self._is_full():
-            self._observer.not_held()
+            self._observer.not_held(1)
             self._accept(syn)
         elif self._is_admitted(syn):
             self._hold(syn, target, key)
