@@ -123,7 +123,10 @@ def _target_row(verdict: Verdict) -> list[str]:
     target, metric = verdict.target, METRICS[verdict.target.key]
     bound = "at least" if is_higher_better(target.key) else "at most"
     wanted = f"{bound} {short(target.factor)}"
-    wanted += f" × {target.peer}" if target.peer else f" {metric.unit}"
+    if target.beyond:
+        wanted += f" {metric.unit} beyond {target.peer}"
+    else:
+        wanted += f" × {target.peer}" if target.peer else f" {metric.unit}"
     ours = "" if target.ours == "tnat64d" else f" ({target.ours})"
     measured = "" if verdict.measured is None else short(verdict.measured)
     return [f"{_group_title(metric)}: {metric.title}{ours}", wanted, measured, verdict.outcome.value]

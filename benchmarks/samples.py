@@ -110,6 +110,9 @@ class Statistics:
         """Whether a target was met."""
         if target.peer is None:
             measured = self.median(target.ours, target.key)
+        elif target.beyond:
+            peers = self.series(target.peer, target.key)
+            measured = _median(_beyond(self.series(target.ours, target.key), peers).values())
         else:
             measured = self.ratio(target.ours, target.peer, target.key)
         if measured is None:

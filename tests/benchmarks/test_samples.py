@@ -96,6 +96,14 @@ def test_a_target_without_a_peer_is_a_bound_itself() -> None:
     assert (verdict.measured, verdict.outcome) == (2.5, Outcome.MISSED)
 
 
+@pytest.mark.parametrize(("honest", "outcome"), [([300.0, 340.0], Outcome.MET), ([301.0, 341.0], Outcome.MISSED)])
+def test_a_target_beyond_a_peer_bounds_the_difference_of_a_round(honest: list[float], outcome: Outcome) -> None:
+    times = {"tnat64d_honest": honest, "tnat64d": [100.0, 140.0], "direct": [10.0, 20.0]}
+    statistics = Statistics(run_of("first_byte_p50_us", **times))
+    target = Target("added_first_byte_p50_us", "tnat64d", 200.0, "tnat64d_honest", beyond=True)
+    assert statistics.verdict(target).outcome is outcome
+
+
 def test_a_target_that_was_not_measured_is_neither_met_nor_missed() -> None:
     verdicts = Statistics(run_of("connections_per_s", haproxy=[1.0])).verdicts()
     assert len(verdicts) == len(TARGETS)
