@@ -138,6 +138,18 @@ def test_verdicts_that_are_sent_together_are_each_heard(queueing: Namespace) -> 
     queue.close()
 
 
+def test_any_number_of_verdicts_is_heard(queueing: Namespace) -> None:
+    queue = queueing.call(SynQueue, [QUEUE], 10)
+    with connecting(queueing) as client:
+        syn = read_one(queue)
+        for number in range(10_000, 20_000):
+            queue.drop(syn._replace(packet=number))
+        queue.accept(syn)
+        queue.send()
+        assert connect_error(client) == errno.ECONNREFUSED
+    queue.close()
+
+
 def test_a_syn_with_data_is_not_bare(queueing: Namespace) -> None:
     queueing.write_sysctl("net.ipv4.tcp_fastopen", 0x5)  # client; data without a cookie
     queue = queueing.call(SynQueue, [QUEUE], 10)

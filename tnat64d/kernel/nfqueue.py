@@ -61,6 +61,7 @@ _TWO_INTEGERS = struct.Struct("!II")
 _IP = struct.Struct("!BxHxxxxxxxx4s4s")
 _TCP = struct.Struct("!HHI4xBB")
 _LAST_NUMBER = 0xFFFFFFFF  # of a packet; after it they begin anew
+_VERDICTS_PER_CALL = 512  # of 44 bytes at most; EMSGSIZE would be the end of all (netlink_sendmsg)
 _SYN, _FLAGS = 0x02, 0x17  # of these: SYN, ACK, RST, FIN
 _inet_ntoa = socket.inet_ntoa
 
@@ -159,14 +160,13 @@ class SynQueue:
         self._verdicts.append(self._verdict_to[queue] + _TWO_INTEGERS.pack(verdict, packet))
 
     def send(self) -> None:
-        """Tell the kernel the verdicts since the last time, in one call; it takes them one by one."""
-        if not self._verdicts:
-            return
-        verdicts, self._verdicts = b"".join(self._verdicts), []
-        try:
-            self._socket.send(verdicts)
-        except OSError:
-            pass  # no memory in the kernel: the client's next SYN asks again
+        """Tell the kernel the verdicts since the last time, as few calls as may be; it takes them one by one."""
+        verdicts, self._verdicts = self._verdicts, []
+        for start in range(0, len(verdicts), _VERDICTS_PER_CALL):
+            try:
+                self._socket.send(b"".join(verdicts[start : start + _VERDICTS_PER_CALL]))
+            except OSError:
+                pass  # no memory in the kernel: the client's next SYN asks again
 
     def _parse(self, message: bytes) -> Syn | None:
         # The packet's number comes first, the packet itself last (nfqnl_build_packet_message).
