@@ -345,6 +345,8 @@ class SynGate:
         return False
 
     def _upstream_for(self, address: Destination, target: Target) -> Upstream | None:
+        """The one for that port, or where NAT has changed it, the one that has waited longest: they lead to the
+        same server."""
         upstreams = self._waiting.get((address[0], target.destination))
         if upstreams is None:
             return None
