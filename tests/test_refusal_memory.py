@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import time
 from collections.abc import Mapping
 
 import pytest
@@ -35,7 +36,7 @@ def connect_code(host: Namespace, port: int, address: str = SERVER_V4) -> int:
 
 
 def wait_until_refused(host: Namespace, port: int = Port.REFUSED) -> int:
-    """The daemon tells the kernel a little after it has reset the client. How many connections came to it."""
+    """The kernel is told some milliseconds after the client was reset. How many connections came to the daemon."""
     expect_reset(host, port)
     count = 1
 
@@ -85,6 +86,21 @@ def test_when_the_time_is_over_the_destination_is_asked_again(ideal_lab: IdealNa
             wait_until(lambda: connect_code(host, Port.REFUSED) == 0, "it is asked again")
             server.settimeout(5.0)
             server.accept()[0].close()
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize("way", WAYS)
+def test_a_program_that_waits_for_the_reset_is_told_the_truth_milliseconds_later(
+    ideal_lab: IdealNat64Lab, way: str
+) -> None:
+    host = ideal_lab.client
+    with Daemon(host, ideal_lab.directory, settings=settings(LONG_S, **WAYS[way])):
+        taken_s = []
+        for port in range(1003, 1006):
+            begun_at = time.monotonic()
+            wait_until_refused(host, port)
+            taken_s.append(time.monotonic() - begun_at)
+        assert min(taken_s) < 0.1, "the failures of a flood are told after 0.2 s"
 
 
 def test_a_change_of_the_default_routes_begins_anew(ideal_lab: IdealNat64Lab) -> None:

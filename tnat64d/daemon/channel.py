@@ -76,7 +76,7 @@ class Unmapped:
 
 @dataclass(frozen=True, slots=True)
 class Failures:
-    """Connections that were refused since the last of these, the latest of each destination."""
+    """Connections that were refused and not told yet, the latest of each destination."""
 
     failures: tuple[Failure, ...]
 
