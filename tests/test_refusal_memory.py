@@ -136,6 +136,19 @@ def test_unreachable_is_remembered_and_silence_is_not(ideal_lab: IdealNat64Lab) 
         ideal_lab.ip("client", "route del unreachable 2001:db8:64::/96")
 
 
+@pytest.mark.parametrize("is_far", [False, True], ids=["on this host", "in the network"])
+def test_prohibited_is_remembered(ideal_lab: IdealNat64Lab, is_far: bool) -> None:
+    host = ideal_lab.client
+    if is_far:
+        reject = ["-p", "tcp", "--dport", str(int(Port.ECHO)), "-j", "REJECT", "--reject-with", "adm-prohibited"]
+        ideal_lab.server.run(["ip6tables-nft", "-A", "INPUT", *reject])
+    else:
+        ideal_lab.ip("client", "route add prohibit 2001:db8:64::/96")
+    with Daemon(host, ideal_lab.directory, settings=settings(LONG_S)) as daemon:
+        wait_until_refused(host, Port.ECHO)
+        daemon.wait_for_log("NAT64: Permission denied")
+
+
 def test_where_connects_are_honest_the_destination_is_asked_each_time(ideal_lab: IdealNat64Lab) -> None:
     host = ideal_lab.client
     proxy = {"connect": "honest", "honest_ports": ["1-1003"]}

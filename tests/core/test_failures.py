@@ -53,12 +53,19 @@ def test_draining_gives_all_and_forgets_them() -> None:
         (errno.ECONNREFUSED, 0, True),
         (0, errno.ECONNREFUSED, True),
         (errno.ENETUNREACH, errno.ETIMEDOUT, False),
+        (errno.ENETUNREACH, errno.EACCES, True),
+        (errno.EACCES, 0, True),
+        (errno.EPERM, 0, True),
+        (errno.ENETUNREACH, errno.EPERM, True),
         (errno.ETIMEDOUT, errno.ECONNREFUSED, False),
+        (errno.ETIMEDOUT, errno.EACCES, False),
         (errno.ENETUNREACH, errno.EMFILE, False),
         (0, 0, False),
     ],
 )
-def test_only_refused_and_unreachable_are_answers(ipv4_error: int, nat64_error: int, is_answer: bool) -> None:
+def test_only_refused_unreachable_and_prohibited_are_answers(
+    ipv4_error: int, nat64_error: int, is_answer: bool
+) -> None:
     failed = replace(failure(1), ipv4_error=ipv4_error, nat64_error=nat64_error)
     assert failed.is_answer is is_answer
     assert to_refuse([failed], honest=(), since=0.0) == ([("192.0.2.1", 443)] if is_answer else [])

@@ -16,7 +16,8 @@ from tnat64d.core.scope import Place
 
 REMEMBERED = 1024
 
-_ANSWERS = frozenset({errno.ECONNREFUSED, errno.ENETUNREACH, errno.EHOSTUNREACH})
+_ANSWERS = frozenset({errno.ECONNREFUSED, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EPERM})
+"""The last two: prohibited, by the network (ICMPv6) or a route (EACCES), or by this host (EPERM)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,10 @@ class Failure:
 
     @property
     def is_answer(self) -> bool:
-        """Whether every attempt was refused or unreachable. Silence is no answer, and want of means is our own."""
+        """Whether every attempt was refused, unreachable or prohibited.
+
+        Silence is no answer, and want of means is our own.
+        """
         errors = {self.ipv4_error, self.nat64_error} - {0}
         return bool(errors) and errors <= _ANSWERS
 

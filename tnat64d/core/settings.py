@@ -107,7 +107,8 @@ class Proxy:
     ] = ()
     refusal_memory_s: Annotated[
         _RefusalSeconds,
-        "Seconds for which the kernel itself refuses a destination that refused or was unreachable; 0 is off.",
+        "Seconds for which the kernel itself refuses a destination that refused, was unreachable or prohibited; "
+        "0 is off.",
     ] = 0.0
     fallback_delay_s: Annotated[
         _PositiveSeconds, "Seconds that IPv4 may stay unanswered before NAT64 is dialled beside it."
