@@ -167,6 +167,38 @@ def test_the_worker_that_has_dialled_accepts_also_behind_a_port_that_nat_has_cha
 
 
 @pytest.mark.parametrize("way", ["owned", *STATIC_WAYS])
+@pytest.mark.parametrize(
+    "place", ["type route hook output priority raw", "type filter hook output priority filter"]
+)
+def test_the_worker_that_has_dialled_accepts_also_where_others_mark_syns(
+    ideal_lab: IdealNat64Lab, way: str, place: str
+) -> None:
+    """Before the SYN is held, and after it has gone on."""
+    host = ideal_lab.client
+    host.run(["nft", f"table ip others {{ chain others {{ {place}; meta mark set meta mark or 0x10000000; }}; }}"])
+    settings = honest({"workers": 3}, **STATIC_WAYS.get(way, {}))
+    with Service(host, ideal_lab.directory, settings=settings, is_static=way != "owned") as service:
+        for _ in range(60):
+            with dial(host, Port.ECHO) as sock:
+                echo(sock)
+        service.daemon.wait_for_total("relayed_nat64", 60)
+        held, accepted = spread(service.daemon, "held"), spread(service.daemon, "accepted")
+        assert held == accepted
+        assert min(held) > 0
+
+
+def test_a_mask_that_leaves_no_bits_to_lead_to_a_worker_is_told_once(ideal_lab: IdealNat64Lab) -> None:
+    settings = honest({"workers": 3}, rules={"mark_mask": 0xFFFFFFFF})
+    with Daemon(ideal_lab.client, ideal_lab.directory, settings=settings) as daemon:
+        for _ in range(20):
+            with dial(ideal_lab.client, Port.ECHO) as sock:
+                echo(sock)
+        daemon.wait_for_total("relayed_nat64", 20)
+        assert spread(daemon, "held") == spread(daemon, "accepted"), "the port tells, where NAT leaves it alone"
+        assert daemon.log.count("rules.mark_mask in tnat64d.toml is 0xffffffff") == 1
+
+
+@pytest.mark.parametrize("way", ["owned", *STATIC_WAYS])
 def test_refusals_pass_a_firewall_that_drops_what_conntrack_calls_invalid(
     ideal_lab: IdealNat64Lab, way: str
 ) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tnat64d.core.marks import Mark, captured_mark, own_mark, refusal_mark, worker_mark
-from tnat64d.core.settings import Rules
+from tnat64d.core.marks import Mark, captured_mark, own_mark, refusal_mark, worker_marks
+from tnat64d.core.settings import MAX_HONEST_WORKERS, Rules
 
 masks = st.integers(1, 0xFFFFFFFF).filter(lambda mask: mask.bit_count() >= 2)
 
@@ -32,14 +34,36 @@ def test_refusals_have_a_mark_of_their_own(mask: int, data: st.DataObject) -> No
 
 
 @pytest.mark.parametrize(
-    ("mask", "bits"), [(0xFFFF, 0xF0000000), (0xF0000000, 0x0F000000), (0xFFFFFFF0, 0xF), (0xFFFFFFFF, 0)]
+    ("mask", "bits"),
+    [
+        (0xFFFF, 0xFF000000),
+        (0xF0000000, 0x0FF00000),
+        (0x0FF00000, 0x000FF000),
+        (0xFFFFFF00, 0xFF),
+        (0x1, 0xFF000000),
+    ],
 )
-def test_a_worker_has_a_number_in_bits_of_the_mark_that_are_free(mask: int, bits: int) -> None:
-    rules = Rules(mark=mask & -mask, mark_mask=mask)
-    marks = [worker_mark(rules, worker) for worker in range(8)]
+def test_each_worker_has_a_mark_in_the_highest_eight_bits_that_are_free(mask: int, bits: int) -> None:
+    marks = worker_marks(Rules(mark=mask & -mask, mark_mask=mask))
     assert {mark.mask for mark in marks} == {bits}
-    assert [mark.value for mark in marks] == [(worker + 1) * (bits & -bits) for worker in range(8)]
     assert not any(mark.value & ~bits for mark in marks)
+    assert len({mark.value for mark in marks}) == len(marks) == MAX_HONEST_WORKERS
+
+
+@pytest.mark.parametrize("mask", [0xFFFFFFFF, 0xFFFFFF80, 0x01010101])
+def test_without_eight_free_bits_in_a_row_workers_have_no_marks(mask: int) -> None:
+    assert worker_marks(Rules(mark=mask & -mask, mark_mask=mask)) == ()
+
+
+def test_who_sets_or_clears_bits_of_a_workers_mark_makes_no_other_workers_of_it() -> None:
+    values = {mark.value for mark in worker_marks(Rules())}
+    for value, bits in itertools.product(values, range(256)):
+        assert {value | bits << 24, value & ~(bits << 24)} & values <= {value}
+
+
+def test_single_bits_and_whole_masks_are_no_workers_mark() -> None:
+    customary = {0, *(1 << bit for bit in range(32)), 0xFF000000, 0xF0000000, 0x0F000000}
+    assert not customary & {mark.value for mark in worker_marks(Rules())}
 
 
 def test_the_daemons_own_mark_is_the_one_of_the_settings() -> None:

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tnat64d.core.settings import Rules
+from tnat64d.core.settings import MAX_HONEST_WORKERS, Rules
+
+_NIBBLE = 0b1111
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +45,20 @@ def refusal_mark(rules: Rules) -> Mark:
     return refusal
 
 
-def worker_mark(rules: Rules, worker: int) -> Mark:
-    """What a SYN bears that `worker`, from 0 to 14, has held; the mask is 0 where no bits are free."""
-    for shift in range(28, -4, -4):
-        mask = 0b1111 << shift
+def worker_marks(rules: Rules) -> tuple[Mark, ...]:
+    """What a SYN bears that the first worker has held, the second, …; none where no eight bits in a row are free.
+
+    The highest eight: most others take lower ones. They hold the number of the worker, from 1, beside its
+    complement: four bits are set, whichever the worker, so that others who only set or only clear some afterwards
+    never make another worker's mark of it. Of the 255 values that others may have given to a SYN there before, one
+    for each worker is taken for its mark.
+    """
+    for shift in range(24, -1, -1):
+        mask = 0xFF << shift
         if not mask & rules.mark_mask:
-            return Mark(worker + 1 << shift, mask)
-    return Mark(0, 0)
+            numbers = range(1, MAX_HONEST_WORKERS + 1)
+            return tuple(Mark((number << 4 | number ^ _NIBBLE) << shift, mask) for number in numbers)
+    return ()
 
 
 def _others(own: Mark) -> tuple[Mark, Mark]:

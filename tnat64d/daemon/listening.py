@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import errno
 import socket
+from collections.abc import Sequence
 
+from tnat64d.core.marks import Mark
 from tnat64d.core.settings import Mode, Settings
 from tnat64d.errors import Tnat64Error
 from tnat64d.kernel import original_dst, reuseport
@@ -31,12 +33,18 @@ def address(settings: Settings) -> str:
 
 
 def listen(
-    address: str, port: int, count: int, mode: Mode, keepalive_s: int, *, worker_bits: int | None = None
+    address: str,
+    port: int,
+    count: int,
+    mode: Mode,
+    keepalive_s: int,
+    *,
+    marks: Sequence[Mark] | None = None,
 ) -> list[socket.socket]:
     """`count` sockets on one port, by SO_REUSEPORT: the kernel spreads connections over them (socket(7)).
 
-    `worker_bits`: of the mark of SYNs, where they are held, so that who has dialled accepts (`core.marks`,
-    worker_mark); None where they are not.
+    `marks`: of SYNs, where they are held, so that who has dialled accepts (`core.marks`, worker_marks); None where
+    they are not.
 
     Raises Tnat64Error if the port is taken, PrivilegeError where TPROXY mode needs more rights.
     """
@@ -46,8 +54,8 @@ def listen(
         for _ in range(count):
             sock = _listening_socket(address, port, mode, keepalive_s, share=count > 1)
             sockets.append(sock)
-        if worker_bits is not None and count > 1:
-            reuseport.follow_worker(sockets[0], count, worker_bits)
+        if marks is not None and count > 1:
+            reuseport.follow_worker(sockets[0], count, marks)
     except OSError as error:
         for sock in sockets:
             sock.close()

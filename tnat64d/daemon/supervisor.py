@@ -25,7 +25,7 @@ from tnat64d import __version__
 from tnat64d.core.config import Config
 from tnat64d.core.failures import Failure, to_refuse
 from tnat64d.core.files import Files
-from tnat64d.core.marks import refusal_mark, worker_mark
+from tnat64d.core.marks import refusal_mark, worker_marks
 from tnat64d.core.reloading import require_reloadable
 from tnat64d.core.ruleset import QUEUES
 from tnat64d.core.scope import honest_places
@@ -117,7 +117,7 @@ class _Supervisor:
             worker_count(proxy.workers),
             settings.rules.mode,
             proxy.keepalive_s,
-            worker_bits=worker_mark(settings.rules, 0).mask if honest else None,
+            marks=worker_marks(settings.rules) if honest else None,
         )
         self._pool = WorkerPool(settings, config, self._sockets, verbose=surroundings.verbose)
         self._pool.when_failed = self._on_failures
@@ -201,6 +201,7 @@ class _Supervisor:
         await self._rules.install(self._config, self._settings)
         if self._config.default_prefix is None and not self._config.paths:
             _log.warning("tnat64.conf has no nat64_prefix: every destination is tried by IPv4 only")
+        self._warn_of_mark_mask()
         self._state = _State.SERVING
         _log.info(
             "ready: %d worker%s on %s:%d, %s",
@@ -211,6 +212,16 @@ class _Supervisor:
             _summary(self._config),
         )
         self._surroundings.notifier.ready(_summary(self._config))
+
+    def _warn_of_mark_mask(self) -> None:
+        rules = self._settings.rules
+        if self._settings.proxy.connect == "honest" and len(self._sockets) > 1 and not worker_marks(rules):
+            _log.warning(
+                "rules.mark_mask in tnat64d.toml is %#x, should leave eight bits in a row free: they lead "
+                "connects to the worker that has dialled; without them, where NAT changes source ports, some are "
+                "dialled twice",
+                rules.mark_mask,
+            )
 
     async def _finish(self, pool: asyncio.Task[None]) -> None:
         self._state = _State.DRAINING

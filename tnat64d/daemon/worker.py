@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tnat64d.core.marks import refusal_mark, worker_mark
+from tnat64d.core.marks import refusal_mark, worker_marks
 from tnat64d.core.policy import StickyMemory
 from tnat64d.core.settings import Mode, Settings
 from tnat64d.daemon import journal
@@ -170,6 +170,7 @@ class Worker:
 
     def _make_gate(self, start: Start, sources: SourceLimit | None) -> SynGate:
         rules = start.settings.rules
+        marks = worker_marks(rules)
         return SynGate(
             self._loop,
             self._reactor,
@@ -182,7 +183,7 @@ class Worker:
             MAX_HELD,
             start.max_connections,
             sources,
-            worker_mark(rules, start.queues[0] - rules.queue),
+            marks[start.queues[0] - rules.queue] if marks else None,
         )
 
     def start(self) -> None:
