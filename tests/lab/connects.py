@@ -18,6 +18,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -28,7 +29,7 @@ from tests.lab.daemon import Daemon, Tables
 from tests.lab.namespace import LabError, Namespace
 from tests.lab.nat64 import SERVER_V4, Nat64Lab, nat64_address
 from tests.lab.servers import Port
-from tnat64d.kernel.nfqueue import SynQueue
+from tnat64d.kernel.nfqueue import Syn, SynQueue
 
 T = TypeVar("T")
 
@@ -240,24 +241,27 @@ class ConnectsLab(Nat64Lab):
 
 
 class _Delayer:
-    """Lets SYNs to SLOW wait for a while, in a namespace."""
+    """Lets SYNs to SLOW wait for a while, in a namespace. The queue is its thread's: it is not thread-safe."""
 
     def __init__(self, namespace: Namespace) -> None:
         self._queue = namespace.call(SynQueue, [1], 1000)
-        self._stopping = threading.Event()
         self._wake, self._woken = socket.socketpair()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
-        while not self._stopping.is_set():
-            select.select([self._queue.fileno(), self._woken.fileno()], [], [])
-            for syn in self._queue.read():
-                threading.Timer(SLOW_S, self._queue.accept, [syn]).start()
+        held: deque[tuple[float, Syn]] = deque()
+        readable: list[int] = []
+        while self._woken.fileno() not in readable:
+            held.extend((time.monotonic() + SLOW_S, syn) for syn in self._queue.read())
+            while held and held[0][0] <= time.monotonic():
+                self._queue.accept(held.popleft()[1])
+            self._queue.send()
+            wait_s = max(0.0, held[0][0] - time.monotonic()) if held else None
+            readable, _, _ = select.select([self._queue.fileno(), self._woken.fileno()], [], [], wait_s)
 
     def stop(self) -> None:
         """Hold no more."""
-        self._stopping.set()
         self._wake.close()
         self._thread.join()
         self._queue.close()
