@@ -11,7 +11,7 @@ import signal
 import socket
 import struct
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,10 +23,17 @@ from tests.lab.connects import (
     CURL_GRID_S,
     FILTERED,
     NO_NEIGHBOUR,
+    NO_ROUTE,
+    OPEN,
     PROHIBITED,
+    REFUSED,
     ROWS,
+    SLOW,
+    SLOW_S,
+    WAITS,
     ConnectsLab,
     Seen,
+    before_others,
     honest_daemon,
     measure_rows,
 )
@@ -39,8 +46,24 @@ __all__ = ["gateway_lab", "gateway_way"]
 pytestmark = pytest.mark.netns("tayga", "iptables-nft", "iptables-legacy", "nft", "nc", "curl", "gcc", "setpriv")
 
 SAME_TIME_S = 0.02
-ATTEMPTS = 15
-"""Machines are busy: see `Row`."""
+SAME_SHARE = 0.9
+ATTEMPTS = 12
+ATTEMPTS_TO_FILTERED = 3
+"""What takes time there is the program's own: it waits for nothing that a daemon could say too late."""
+
+OUTCOMES = {
+    OPEN: ("connected", 0),
+    REFUSED: ("ECONNREFUSED", 1),
+    FILTERED: (WAITS, 1),
+    NO_NEIGHBOUR: ("EHOSTUNREACH", 1),
+    NO_ROUTE: ("ENETUNREACH", 1),
+    PROHIBITED: ("EACCES", 1),
+    SLOW: ("connected", 0),
+}
+"""What the direct connect() comes to, and the exit code of `nc -z`."""
+
+HONEST_OUTCOMES = {**OUTCOMES, PROHIBITED: ("EHOSTUNREACH", 1)}
+"""No message of IPv4 makes EACCES (icmp_err_convert in net/ipv4/icmp.c)."""
 
 SILENT = "198.51.100.200"
 STATIC_WAYS: dict[str, dict[str, Mapping[str, object]]] = {
@@ -53,10 +76,9 @@ STATIC_WAYS: dict[str, dict[str, Mapping[str, object]]] = {
 
 @dataclass(frozen=True)
 class Row:
-    """What a program saw of a destination, directly and honestly in turn, ATTEMPTS times or until the times agree.
+    """What a program saw of a destination, directly and honestly in turn.
 
-    The quickest of each are compared. What else the machine does delays either now and then; a delay of the daemon
-    is there each time. `grid_s`: the program itself may take any multiple of this longer.
+    `grid_s`: the program itself may take any multiple of this longer.
     """
 
     grid_s: float = math.inf
@@ -64,49 +86,55 @@ class Row:
     honest: list[Seen] = field(default_factory=list)
 
     @property
-    def delay_s(self) -> float:
-        """How much longer the honest connect takes, in seconds."""
-        return self._quickest_s(self.honest) - self._quickest_s(self.direct)
+    def same_share(self) -> float:
+        """How many attempts of each take the same time, of 1: the quickest are compared, the next, and so on."""
+        pairs = list(zip(self._times_s(self.direct), self._times_s(self.honest), strict=True))
+        return sum(abs(direct - honest) <= SAME_TIME_S for direct, honest in pairs) / len(pairs)
 
-    def _quickest_s(self, seen: list[Seen]) -> float:
-        return min(each.after_s % self.grid_s for each in seen)
+    def _times_s(self, seen: list[Seen]) -> list[float]:
+        return sorted(each.after_s % self.grid_s for each in seen)
 
-    @property
-    def is_same_time(self) -> bool:
-        """Within SAME_TIME_S."""
-        return abs(self.delay_s) <= SAME_TIME_S
+
+def expected_outcome(destination: str, program: str, outcomes: Mapping[str, tuple[str, int]]) -> str:
+    """Of `program`, where connect() and `nc -z` end as in `outcomes`."""
+    of_connect, exit_code = outcomes[destination]
+    if program == "nc -z":
+        return f"exit code {exit_code}"
+    if program == CURL:
+        return "exit code 0"  # by its second address
+    if program == "with_timeout" and of_connect == WAITS:
+        return "ETIMEDOUT"  # its own
+    return of_connect
 
 
 @pytest.fixture(scope="module")
-def rows() -> Iterator[dict[tuple[str, str], Row]]:
+def rows() -> dict[tuple[str, str], Row]:
     """The whole table."""
 
     def measure(destination: str, program: str) -> Row:
-        row = Row(CURL_GRID_S if program == CURL and destination in (FILTERED, NO_NEIGHBOUR) else math.inf)
-        for _ in range(ATTEMPTS):
+        row = Row(CURL_GRID_S if (destination, program) == (FILTERED, CURL) else math.inf)
+        for _ in range(ATTEMPTS_TO_FILTERED if destination == FILTERED else ATTEMPTS):
             row.direct.append(lab.connect(program, destination, "direct"))
             row.honest.append(lab.connect(program, destination, "honest"))
-            if row.is_same_time:
-                break
         return row
 
-    with ConnectsLab() as lab, honest_daemon(lab):
-        yield measure_rows(measure)
+    with before_others(), ConnectsLab() as lab, honest_daemon(lab):
+        return measure_rows(measure)
 
 
 @pytest.mark.alone
+@pytest.mark.netns("bash", "chrt")
 @pytest.mark.parametrize(("destination", "program"), ROWS)
 def test_a_connect_ends_as_the_direct_one_and_at_the_same_time(
     rows: dict[tuple[str, str], Row], destination: str, program: str
 ) -> None:
     row = rows[destination, program]
-    expected = {seen.outcome for seen in row.direct}
-    if destination == PROHIBITED:  # no message of IPv4 makes it (icmp_err_convert in net/ipv4/icmp.c)
-        expected = {outcome.replace("EACCES", "EHOSTUNREACH") for outcome in expected}
-    assert {seen.outcome for seen in row.honest} == expected
-    assert len(expected) == 1
+    assert {seen.outcome for seen in row.direct} == {expected_outcome(destination, program, OUTCOMES)}
+    assert {seen.outcome for seen in row.honest} == {expected_outcome(destination, program, HONEST_OUTCOMES)}
+    if destination == SLOW:
+        assert min(seen.after_s for seen in row.direct) >= SLOW_S
     shown = "; ".join(f"{direct} and {honest}" for direct, honest in zip(row.direct, row.honest, strict=True))
-    assert row.is_same_time, f"direct and honest: {shown}"
+    assert row.same_share >= SAME_SHARE, f"direct and honest: {shown}"
 
 
 def silence(lab: IdealNat64Lab) -> None:
