@@ -65,6 +65,10 @@ OUTCOMES = {
 HONEST_OUTCOMES = {**OUTCOMES, PROHIBITED: ("EHOSTUNREACH", 1)}
 """No message of IPv4 makes EACCES (icmp_err_convert in net/ipv4/icmp.c)."""
 
+ORIGINAL_DIFFERS = {(NO_ROUTE, "blocking"): "ECONNREFUSED", (NO_ROUTE, "compiled"): "ECONNREFUSED"}
+"""Its connect() says so when it has met ENETUNREACH by NAT64 and by IPv4; who does not wait in connect() asks the
+kernel (tnat64.c)."""
+
 SILENT = "198.51.100.200"
 STATIC_WAYS: dict[str, dict[str, Mapping[str, object]]] = {
     "nftables": {"rules": {"backend": "nftables"}},
@@ -122,6 +126,13 @@ def rows() -> dict[tuple[str, str], Row]:
         return measure_rows(measure)
 
 
+@pytest.fixture(scope="module")
+def original_outcomes() -> dict[tuple[str, str], str]:
+    """Behind tnat64, the original."""
+    with ConnectsLab() as lab:
+        return measure_rows(lambda destination, program: lab.connect(program, destination, "tnat64").outcome)
+
+
 @pytest.mark.alone
 @pytest.mark.netns("bash", "chrt")
 @pytest.mark.parametrize(("destination", "program"), ROWS)
@@ -135,6 +146,16 @@ def test_a_connect_ends_as_the_direct_one_and_at_the_same_time(
         assert min(seen.after_s for seen in row.direct) >= SLOW_S
     shown = "; ".join(f"{direct} and {honest}" for direct, honest in zip(row.direct, row.honest, strict=True))
     assert row.same_share >= SAME_SHARE, f"direct and honest: {shown}"
+
+
+@pytest.mark.alone
+@pytest.mark.netns("bash", "chrt", "tnat64")
+@pytest.mark.parametrize(("destination", "program"), ROWS)
+def test_the_original_shows_a_program_what_the_direct_connect_would(
+    original_outcomes: dict[tuple[str, str], str], destination: str, program: str
+) -> None:
+    row = (destination, program)
+    assert original_outcomes[row] == ORIGINAL_DIFFERS.get(row, expected_outcome(*row, OUTCOMES))
 
 
 def silence(lab: IdealNat64Lab) -> None:
