@@ -140,12 +140,14 @@ def test_a_connect_ends_as_the_direct_one_and_at_the_same_time(
     rows: dict[tuple[str, str], Row], destination: str, program: str
 ) -> None:
     row = rows[destination, program]
-    assert {seen.outcome for seen in row.direct} == {expected_outcome(destination, program, OUTCOMES)}
-    assert {seen.outcome for seen in row.honest} == {expected_outcome(destination, program, HONEST_OUTCOMES)}
+    attempts = zip(row.direct, row.honest, strict=True)
+    shown = f"direct and honest: {'; '.join(f'{direct} and {honest}' for direct, honest in attempts)}"
+    outcomes = {seen.outcome for seen in row.direct}, {seen.outcome for seen in row.honest}
+    expected = (expected_outcome(destination, program, each) for each in (OUTCOMES, HONEST_OUTCOMES))
+    assert outcomes == tuple({each} for each in expected), shown
     if destination == SLOW:
-        assert min(seen.after_s for seen in row.direct) >= SLOW_S
-    shown = "; ".join(f"{direct} and {honest}" for direct, honest in zip(row.direct, row.honest, strict=True))
-    assert row.same_share >= SAME_SHARE, f"direct and honest: {shown}"
+        assert min(seen.after_s for seen in row.direct) >= SLOW_S, shown
+    assert row.same_share >= SAME_SHARE, shown
 
 
 @pytest.mark.alone

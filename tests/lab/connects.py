@@ -105,7 +105,8 @@ except TimeoutError as error:
     code = error.errno or errno.ETIMEDOUT
 except OSError as error:
     code = error.errno
-print(json.dumps([errno.errorcode.get(code, "connected"), time.monotonic() - started]))
+outcomes = {0: "connected", **errno.errorcode}
+print(json.dumps([outcomes[code], time.monotonic() - started]))
 """
 _C = r"""
 #include <errno.h>
