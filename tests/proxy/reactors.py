@@ -20,7 +20,7 @@ class CountedReactor(Reactor):
         self._epoll = cast(Any, _CountedEpoll(self, self._epoll))
 
     def turn(self, timeout_s: float) -> None:
-        self.turns += bool(self._again)
+        self.turns += bool(self._queue)
         super().turn(timeout_s)
 
 

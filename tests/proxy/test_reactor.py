@@ -8,11 +8,12 @@ import socket
 from _socket import socket as RawSocket
 from collections.abc import Callable, Iterator
 from select import EPOLLERR, EPOLLET, EPOLLIN, EPOLLOUT, EPOLLRDHUP
+from typing import cast
 
 import pytest
 
 from tests.proxy.peer import raw, tcp_pair, until
-from tests.proxy.reactors import CountedReactor
+from tests.proxy.reactors import IS_COMPILED, CountedReactor
 from tnat64d.proxy import reactor as reactor_module
 from tnat64d.proxy import relay
 from tnat64d.proxy.reactor import Reactor
@@ -164,44 +165,55 @@ async def test_a_socket_closed_between_turns_is_closed_at_once(reactor: CountedR
     assert watcher.masks == []
 
 
-async def test_who_asks_twice_is_told_again_once_in_the_next_turn(reactor: CountedReactor, pairs: Pairs) -> None:
-    asked = 0
+class Queuing(Recorder):
+    """Says when its turn has come, and queues `times` in all."""
 
-    def ask() -> None:
-        nonlocal asked
-        if asked < 6:
-            asked += 2
-            reactor.again(watcher)
-            reactor.again(watcher)
-            turns.append(reactor.turns)
+    def __init__(self, reactor: CountedReactor, said: list[tuple[str, int]], name: str, times: int = 1) -> None:
+        super().__init__()
+        self._reactor, self._said, self._name, self._left = reactor, said, name, times
 
-    turns: list[int] = []
-    watcher = Recorder(ask)
-    reactor.again(watcher)
-    await until(lambda: asked == 6)
-    await asyncio.sleep(NOTHING_MORE_S)
-    assert watcher.masks == [EPOLLIN] * 4
-    assert turns == sorted(set(turns)), "at most once a turn"
+    def ready(self, mask: int) -> None:
+        self._said.append((f"news of {self._name}", self._turn()))
+
+    def go_on(self) -> None:
+        self._said.append((self._name, self._turn()))
+        self.queue()
+
+    def _turn(self) -> int:
+        return 0 if IS_COMPILED else self._reactor.turns
+
+    def queue(self) -> None:
+        if self._left:
+            self._left -= 1
+            self._reactor.queue(self)
 
 
 @pytest.mark.interpreted
-async def test_an_event_in_the_same_turn_is_the_turn_that_was_asked_for(
-    reactor: CountedReactor, pairs: Pairs
-) -> None:
+async def test_those_who_queue_go_on_in_order_one_a_turn(reactor: CountedReactor) -> None:
+    said: list[tuple[str, int]] = []
+    for name, times in (("a", 3), ("b", 1), ("c", 2)):
+        Queuing(reactor, said, name, times).queue()
+    await until(lambda: len(said) == 6)
+    assert [name for name, _ in said] == ["a", "b", "c", "a", "c", "a"]
+    turns = [turn for _, turn in said]
+    assert turns == list(range(turns[0], turns[0] + 6))
+    await asyncio.sleep(NOTHING_MORE_S)
+    assert (len(said), reactor.turns) == (6, turns[-1]), "an empty queue makes no turns"
+
+
+@pytest.mark.interpreted
+async def test_news_goes_before_all_who_queue_but_the_first(reactor: CountedReactor, pairs: Pairs) -> None:
     far, near = pairs.make()
-    turns: list[int] = []
-
-    def ask_once_more() -> None:
-        turns.append(reactor.turns)
-        if len(turns) == 1:
-            reactor.again(watcher)
-
-    watcher = Recorder(ask_once_more)
-    reactor.watch(near.fileno(), EPOLLIN | EPOLLET, watcher)
+    said: list[tuple[str, int]] = []
+    big, other = Queuing(reactor, said, "big", 3), Queuing(reactor, said, "other", 3)
+    reactor.watch(near.fileno(), EPOLLIN | EPOLLET, Queuing(reactor, said, "small"))
+    big.queue()
+    other.queue()
+    reactor.turn(0.0)
     far.send(b"x")
-    reactor.again(watcher)
-    await until(lambda: len(turns) == 2)
-    assert turns[0] < turns[1]
+    reactor.turn(0.0)
+    reactor.turn(0.0)
+    assert [name for name, _ in said] == ["big", "news of small", "other", "big"]
 
 
 @pytest.mark.interpreted
@@ -242,6 +254,22 @@ async def test_a_bug_reaches_its_own_watcher_only(
     assert "a connection was given up because of a bug" in caplog.text
     reactor.close(victims[0])
     assert victims[0].fileno() == -1, "the turn is over"
+
+
+async def test_a_bug_of_one_who_queues_reaches_nobody_else(
+    reactor: CountedReactor, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(Queuing):
+        def go_on(self) -> None:
+            raise ZeroDivisionError
+
+    said: list[tuple[str, int]] = []
+    broken, sound = Broken(reactor, said, "broken"), Queuing(reactor, said, "sound")
+    broken.queue()
+    sound.queue()
+    await until(lambda: said)
+    assert (broken.crashes, sound.crashes) == (1, 0)
+    assert "a connection was given up because of a bug" in caplog.text
 
 
 async def test_what_shall_be_done_late_is_done_once_when_all_have_been_told(
@@ -293,11 +321,12 @@ async def test_after_the_end_of_nesting_nobody_is_told_anything(pairs: Pairs) ->
     reactor = Reactor()
     reactor.nest(asyncio.get_running_loop())
     far, near = pairs.make()
-    watcher = Recorder()
+    said: list[tuple[str, int]] = []
+    watcher = Queuing(cast(CountedReactor, reactor), said, "anything")
     reactor.watch(near.fileno(), EPOLLIN | EPOLLET, watcher)
-    reactor.again(watcher)
+    watcher.queue()
     far.send(b"x")
     reactor.unnest()
     reactor.unnest()
     await asyncio.sleep(NOTHING_MORE_S)
-    assert watcher.masks == []
+    assert said == []

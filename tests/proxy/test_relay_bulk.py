@@ -8,13 +8,15 @@ import hashlib
 import itertools
 import random
 import socket
+from collections.abc import Callable
 
 import pytest
 
 from tests.proxy.conftest import COPY_ONLY, CountingPool, MakeWire, Wire, both_sides
 from tests.proxy.peer import Peer, descriptors, descriptors_left, noise, until
 from tnat64d.proxy.pipes import PIPE_SIZE_BYTES
-from tnat64d.proxy.relay import READ_SIZE_BYTES, End
+from tnat64d.proxy.reactor import Reactor
+from tnat64d.proxy.relay import READ_SIZE_BYTES, SHARE_BYTES, End
 
 MIB = 1 << 20
 
@@ -147,7 +149,7 @@ def end_without_a_turn(wire: Wire, side: str) -> bytes:
             sender.half_close()
         with contextlib.suppress(BlockingIOError):
             received += receiver.sock.recv(MIB)
-        wire.end(side).pump()
+        wire.end(side).go_on()
     return received
 
 
@@ -177,24 +179,68 @@ async def test_a_slow_reader_stops_the_sender_and_loses_nothing(
 async def test_what_a_flow_may_pass_on_in_one_turn_is_bounded(
     make_wire: MakeWire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tnat64d.proxy.relay.TURN_READS", 3)
+    monkeypatch.setattr("tnat64d.proxy.relay.SHARE_BYTES", 3 * READ_SIZE_BYTES)
     monkeypatch.setattr("tnat64d.proxy.relay.PIPE_SIZE_BYTES", READ_SIZE_BYTES)
     wire = make_wire(sizes_bytes=2 * MIB, start=False)
     await wire.client.send(noise(2 * MIB))
-    most_bytes = 2 * 3 * READ_SIZE_BYTES  # three reads and three spliced pieces
+    most_bytes = 4 * READ_SIZE_BYTES  # a share, and what the pipe holds beyond it
     wire.relay.start(None, 0)
-    assert 0 < wire.relay.client.passed_bytes <= most_bytes
+    assert wire.relay.client.passed_bytes <= most_bytes
     passed_bytes = [wire.relay.client.passed_bytes]
-    pump = End.pump
 
-    def measured(end: End) -> None:
-        pump(end)
-        passed_bytes.append(end.passed_bytes)
+    def measure(method: Callable[[End], None]) -> Callable[[End], None]:
+        def measured(end: End) -> None:
+            method(end)
+            passed_bytes.append(end.passed_bytes)
 
-    monkeypatch.setattr(End, "pump", measured)
+        return measured
+
+    monkeypatch.setattr(End, "pump", measure(End.pump))
+    monkeypatch.setattr(End, "go_on", measure(End.go_on))
     assert await wire.server.receive(2 * MIB) == noise(2 * MIB)
     steps = [after - before for before, after in itertools.pairwise(passed_bytes)]
-    assert max(steps) <= most_bytes
+    assert 0 < max(steps) <= most_bytes
+
+
+async def test_a_small_piece_waits_for_a_share_of_one_big_flow_however_many_there_are(
+    make_wire: MakeWire, reactor: Reactor
+) -> None:
+    big, small = [make_wire(sizes_bytes=2 * MIB) for _ in range(8)], make_wire()
+    for wire in big:
+        await wire.client.fill()
+    for wire in big:
+        with contextlib.suppress(BlockingIOError):
+            while True:  # now there is room again
+                wire.server.sock.recv(MIB)
+    small.client.sock.send(b"x")
+    before_bytes = [wire.relay.client.passed_bytes for wire in big]
+
+    def gone_on() -> int:
+        return sum(b != wire.relay.client.passed_bytes for b, wire in zip(before_bytes, big, strict=True))
+
+    reactor.turn(0.0)
+    assert small.relay.client.passed_bytes == 1
+    assert gone_on() <= 1
+    for _ in big:
+        reactor.turn(0.0)
+    assert gone_on() == len(big)
+
+
+@pytest.mark.usefixtures("full_reads")
+@both_sides
+async def test_a_big_answer_before_a_reset_arrives_before_the_reset(make_wire: MakeWire, side: str) -> None:
+    wire = make_wire(sizes_bytes=4 * MIB)
+    sender, receiver = wire.from_(side)
+    await receiver.send(b"never read")
+    await until(lambda: wire.relay.client.passed_bytes or wire.relay.upstream.passed_bytes)
+    data = noise(2 * SHARE_BYTES)
+    sent_bytes = sender.sock.send(data)
+    assert sent_bytes > SHARE_BYTES
+    sender.close()
+    assert await receiver.receive(sent_bytes) == data[:sent_bytes]
+    with pytest.raises(ConnectionResetError):
+        await receiver.receive(1)
+    assert (await wire.ended()).closed_by_reset
 
 
 async def test_a_flow_that_never_rests_leaves_turns_to_others(make_wire: MakeWire) -> None:

@@ -7,7 +7,9 @@ or it waits by it (`proxy.loop`), which saves a system call and a callback for e
 Why not `loop.add_reader` for each socket: it costs a fifth of the connections per second, and neither uvloop
 nor asyncio reports a reset that follows a FIN (libuv issue 3449); epoll does, as EPOLLERR | EPOLLHUP.
 
-Edge-triggered (epoll(7)): a watcher must read until the kernel has no more, or ask to be called `again`.
+Edge-triggered (epoll(7)): a watcher must read until the kernel has no more, or `queue` for the rest. Of the
+queue, one a turn goes on, behind all that has news: so what is small waits for one share of a big flow, however
+many of these there are.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import logging
 import select
 import time
 from _socket import socket as RawSocket
+from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
@@ -36,6 +39,16 @@ class Watcher(Protocol):
         """`ready` raised what nobody expected: give up everything that belongs to this connection."""
 
 
+class Waiting(Protocol):
+    """Whoever has more to do than others should wait for."""
+
+    def go_on(self) -> None:
+        """Its turn has come: do a share, and queue again if there is more."""
+
+    def crashed(self) -> None:
+        """See Watcher; of `go_on`."""
+
+
 class Reactor:
     """Tells watchers about their sockets, a turn of the event loop at a time."""
 
@@ -45,7 +58,8 @@ class Reactor:
         self._watchers: dict[int, Watcher] = {}
         self._closing: list[RawSocket] = []
         self._late: list[Callable[[], None]] = []
-        self._again: dict[Watcher, None] = {}  # a set that keeps the order
+        self._queue: deque[Waiting] = deque()
+        self._turn_is_due = False
         self._in_turn = False
         self._interrupted = False
         self._stopped = False
@@ -109,11 +123,10 @@ class Reactor:
         else:
             call()
 
-    def again(self, watcher: Watcher) -> None:
-        """Tell `watcher` EPOLLIN in the next turn, once: it stopped for fairness, not for want of data."""
-        if not self._again and self._loop is not None:
-            self._loop.call_soon(self.turn, 0.0)
-        self._again[watcher] = None
+    def queue(self, waiting: Waiting) -> None:
+        """Let `waiting` go on when all who queued before it have, one a turn."""
+        self._queue.append(waiting)
+        self._make_a_turn_due()
 
     def unnest(self) -> None:
         """Watch nothing any more, if an event loop made the turns; nothing if it waits by this very epoll."""
@@ -134,9 +147,7 @@ class Reactor:
         """Tell what has happened, or wait `timeout_s` (negative: for ever) for it to happen."""
         if self._stopped:
             return
-        again = self._again
-        if again:
-            self._again = {}
+        if self._queue:
             timeout_s = 0.0
         watchers = self._watchers
         self._in_turn = True
@@ -147,8 +158,8 @@ class Reactor:
                     watcher.ready(mask)
                 except Exception:
                     self._give_up(watcher)
-        if again:
-            self._tell_again(again)
+        if self._queue:
+            self._serve_first()
         self._in_turn = False
         if self._late:
             late, self._late = self._late, []
@@ -162,19 +173,29 @@ class Reactor:
                 sock.close()
             self._closing.clear()
 
-    def _tell_again(self, again: dict[Watcher, None]) -> None:
-        for watcher in again:
-            if watcher not in self._again:  # else an event has given it its turn
-                try:
-                    watcher.ready(select.EPOLLIN)
-                except Exception:
-                    self._give_up(watcher)
+    def _serve_first(self) -> None:
+        waiting = self._queue.popleft()
+        try:
+            waiting.go_on()
+        except Exception:
+            self._give_up(waiting)
+        if self._queue:
+            self._make_a_turn_due()
+
+    def _make_a_turn_due(self) -> None:
+        if self._loop is not None and not self._turn_is_due:
+            self._turn_is_due = True
+            self._loop.call_soon(self._due_turn)
+
+    def _due_turn(self) -> None:
+        self._turn_is_due = False
+        self.turn(0.0)
 
     @staticmethod
-    def _give_up(watcher: Watcher) -> None:
+    def _give_up(who: Watcher | Waiting) -> None:
         """The connection's boundary: a bug in one must not end the others."""
         _log.exception("a connection was given up because of a bug")
         try:
-            watcher.crashed()
+            who.crashed()
         except Exception:
             _log.exception("a connection could not even be given up")

@@ -10,6 +10,7 @@ A relay has two ends; each `End` is also the direction that begins at it and lea
                reading stops until the peer is writable again: back-pressure is the kernel's.
     splicing   a direction that filled its buffer FULL_READS times in a row goes through a pipe, splice(2) in
                and out, until a piece is small again. The pipe goes back to the pool whenever it is empty.
+               It moves a share at a time, when the reactor's queue has come to it: what is small goes before.
     finished   the source sent FIN and all of it was passed on; the peer was shut down for writing, or, as the
                second direction to finish, both sockets are closed.
 
@@ -44,8 +45,8 @@ FULL_READS = 2
 SPLICE_WORTH_BYTES: Final = 16 * 1024
 """A piece smaller than this is cheaper to copy than to pass through a pipe."""
 
-TURN_READS = 16
-"""Reads, of a full buffer or a full pipe each, that a direction may make before others have their turn."""
+SHARE_BYTES = 512 * 1024
+"""What a direction may pass on before it queues, and others have their turn. A pipe that is fuller is emptied."""
 
 READS: Final = EPOLLIN | EPOLLRDHUP | EPOLLPRI | EPOLLET
 READS_AND_WRITES: Final = READS | EPOLLOUT
@@ -85,6 +86,7 @@ class End:
         "passed_bytes",
         "peer",
         "pipe",
+        "queued",
         "relay",
         "sock",
         "unsent",
@@ -110,6 +112,7 @@ class End:
         self.fin_reported = False
         self.finished = False
         self.urgent = False
+        self.queued = False
 
     def ready(self, mask: int) -> None:
         """See `reactor.Watcher`."""
@@ -137,14 +140,26 @@ class End:
             self.relay.abort()
 
     def pump(self) -> None:
-        """Pass on what has arrived here, as far as the peer takes it."""
+        """Pass on what has arrived here, as far as the peer takes it; a big flow queues for that."""
+        if self.pipe is None and self.full_reads < FULL_READS:
+            self._pass_on()
+        else:
+            self._queue()
+
+    def go_on(self) -> None:
+        """See `reactor.Waiting`."""
+        self.queued = False
+        if not self.closed and not self.finished:
+            self._pass_on()
+
+    def _queue(self) -> None:
+        if not self.queued:
+            self.queued = True
+            self.relay.reactor.queue(self)
+
+    def _pass_on(self) -> None:
         try:
-            if self.unsent is not None and not self._send(self.unsent):
-                return
-            if self.pipe is None and self.full_reads < FULL_READS:
-                drained = self._copy()
-            else:
-                drained = self._splice()
+            drained = self._copy_or_splice()
         except OSError:
             self.relay.abort()
             return
@@ -154,21 +169,27 @@ class End:
     def _pass_on_last_words(self) -> None:
         """Pass on what arrived before the reset: recv(2) and splice(2) give it out first, then the error."""
         self.fin_reported = False  # it ends with a reset, which would overtake what waits for a FIN
+        before_bytes = -1
         try:
-            if not self.finished and (self.unsent is None or self._send(self.unsent)):
-                if self.pipe is None:
-                    self._copy()
-                else:
-                    self._splice()
+            while not self.finished and before_bytes != self.passed_bytes:
+                before_bytes = self.passed_bytes
+                self._copy_or_splice()
         except OSError:
             pass  # the reset itself; the relay ends anyway
 
-    def _copy(self, may_splice: bool = True) -> bool:
-        """Copy until there is nothing more for now; True if nothing more will ever come."""
-        recv = self.sock.recv
-        for _ in range(TURN_READS):
+    def _copy_or_splice(self) -> bool:
+        """Pass on a share; True if nothing more will ever come."""
+        if self.unsent is not None and not self._send(self.unsent):
+            return False
+        if self.pipe is None and self.full_reads < FULL_READS:
+            return self._copy()
+        return self._splice()
+
+    def _copy(self) -> bool:
+        """Copy a share, or until there is nothing more for now; True if nothing more will ever come."""
+        for _ in range(SHARE_BYTES // READ_SIZE_BYTES):
             try:
-                data = recv(READ_SIZE_BYTES, _DONTWAIT)
+                data = self.sock.recv(READ_SIZE_BYTES, _DONTWAIT)
             except BlockingIOError:
                 return False
             size_bytes = len(data)
@@ -188,9 +209,9 @@ class End:
                 if self.full_reads == 1:
                     self._take_urgent_data_in_line()
                     self._send_without_delay()
-                if self.full_reads >= FULL_READS and may_splice:
-                    return self._splice()
-        self.relay.reactor.again(self)
+                if self.full_reads >= FULL_READS:
+                    break
+        self._queue()
         return False
 
     def _send_without_delay(self) -> None:
@@ -219,18 +240,20 @@ class End:
         return False
 
     def _splice(self) -> bool:
-        """Splice until there is nothing more for now; True if nothing more will ever come."""
+        """Splice a share, or until there is nothing more for now; True if nothing more will ever come."""
         pipe = self.pipe or self._take_pipe()
         if pipe is None:
             self.full_reads = 0
-            self.relay.reactor.again(self)
-            return False
-        for _ in range(TURN_READS):
-            if not self._empty(pipe):
-                return False
-            if self.urgent:
+            return self._copy()
+        share_ends, is_big = self.passed_bytes + SHARE_BYTES, True
+        while self._empty(pipe):
+            if self.urgent or not is_big:
                 self._return_pipe()
                 return self._copy()
+            if self.passed_bytes >= share_ends:
+                self._return_pipe()
+                self._queue()
+                return False
             try:
                 pipe.held_bytes = os.splice(self.fd, pipe.write_fd, PIPE_SIZE_BYTES, flags=_SPLICE)
             except BlockingIOError:
@@ -241,14 +264,7 @@ class End:
                 # tcp_splice_read); recv(2) tells.
                 self._expect_marks()
             elif pipe.held_bytes < SPLICE_WORTH_BYTES:
-                self.full_reads = 0
-                if not self._empty(pipe):
-                    return False
-                self._return_pipe()
-                return self._copy(may_splice=False)
-        if self._empty(pipe):
-            self._return_pipe()
-            self.relay.reactor.again(self)
+                self.full_reads, is_big = 0, False
         return False
 
     def _empty(self, pipe: Pipe) -> bool:
