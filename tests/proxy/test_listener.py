@@ -235,6 +235,17 @@ async def test_a_crowd_larger_than_a_turn_is_let_in(plane: Plane) -> None:
         await plane.accept()
 
 
+async def test_a_crowd_makes_others_wait_for_two_of_it_at_a_time(plane: Plane) -> None:
+    client, server = await plane.established()
+    accepted_before = plane.observer.accepted_count
+    for _ in range(50):
+        plane.connect()
+    client.sock.send(b"!")
+    plane.reactor.turn(0.0)
+    assert server.sock.recv(1) == b"!"
+    assert plane.observer.accepted_count == accepted_before + 2
+
+
 async def test_stopping_takes_everybody_who_has_connected_and_then_nobody(plane: Plane) -> None:
     for _ in range(2 * ACCEPTS_PER_TURN + 1):
         plane.connect()

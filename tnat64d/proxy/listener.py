@@ -27,7 +27,10 @@ _AF_INET: Final = int(socket.AF_INET)
 _STREAM: Final = int(socket.SOCK_STREAM)
 _TCP: Final = int(socket.IPPROTO_TCP)
 
-ACCEPTS_PER_TURN: Final = 64
+ACCEPTS_PER_TURN: Final = 2
+"""So few that a crowd in the backlog does not make those wait who were let in before: each of it costs as much as
+several small exchanges. And what has just begun goes on while the caches still know of it."""
+
 EVERYBODY: Final = 1 << 20
 PAUSE_S = 1.0
 """How long accepting rests when the kernel has no descriptors left; connections wait in the backlog."""
