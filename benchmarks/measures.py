@@ -26,6 +26,9 @@ from tests.lab import LabError, Process
 Figures = dict[str, float]
 
 HTTP_CONNECTIONS = 64
+CROWD = 32
+"""Clients that connect as fast as they can, each one connection after the other."""
+
 BESIDE_INTERVAL_US = "20000"
 """Long enough for a round trip on a host whose CPUs are all busy: what is late is not by its own doing."""
 
@@ -202,6 +205,15 @@ def growth(running: Running, plan: Plan) -> Figures:
     return figures
 
 
+def crowd(running: Running, plan: Plan) -> Figures:
+    """The round trip of one byte on a connection that stands, beside many that begin and end."""
+    once = (running.address, running.service.value, plan.duration_s + LONGER_S)
+    loads = [running.start_load("first", *once) for _ in range(CROWD)]
+    waited = running.load("ping", plan.duration_s, BESIDE_INTERVAL_US)
+    came = sum(_result(load)["count"] for load in loads)
+    return {f"crowd_ping_{p}_us": waited[f"{p}_us"] for p in ("p50", "p99")} | {WORK: came}
+
+
 @contextlib.contextmanager
 def _on_one_cpu(running: Running) -> Iterator[None]:
     """Peer, load and server share one CPU.
@@ -283,6 +295,7 @@ MEASURES: tuple[Measure, ...] = (
     Measure("requests", Service.HTTP, requests, "request", ("wrk",)),
     Measure("ping", Service.LOAD, ping, "round trip"),
     Measure("first-byte", Service.LOAD, first_byte, "connection"),
+    Measure("crowd", Service.LOAD, crowd, "connection"),
     Measure("idle", Service.LOAD, idle),
     Measure("growth", Service.LOAD, growth),
 )

@@ -115,6 +115,12 @@ GROUPS: tuple[Group, ...] = (
         _ON_ONE_CPU,
     ),
     Group(
+        "crowd",
+        "Round trip of one byte beside many new connections",
+        tuple(Metric(f"crowd_ping_{p}_us", p, "µs", Better.LOWER) for p in ("p50", "p99")),
+        f"{_BESIDE} 32 clients connect again and again.",
+    ),
+    Group(
         "idle-memory",
         "Resident memory per idle connection",
         tuple(Metric(f"idle_rss_kib_{n}", f"at {n:,}", "KiB", Better.LOWER, 2, level=n) for n in IDLE_LEVELS),
