@@ -29,7 +29,8 @@ from tnat64d.proxy.connection import Connection
 from tnat64d.proxy.destination import Destinations, Target
 from tnat64d.proxy.dial import AcceptedDial, Attempt
 from tnat64d.proxy.dialer import Dialer, DialSettings
-from tnat64d.proxy.listener import ACCEPTS_PER_TURN, Listener
+from tnat64d.proxy.listener import FEWEST_ACCEPTS, NEWS_PER_ACCEPT, Listener
+from tnat64d.proxy.reactor import NEWS_PER_SHARE
 from tnat64d.proxy.relay import End, Relay
 from tnat64d.proxy.sources import SourceLimit
 
@@ -229,9 +230,9 @@ async def test_beyond_the_limit_connections_wait_until_one_has_ended(make_plane:
 
 
 async def test_a_crowd_larger_than_a_turn_is_let_in(plane: Plane) -> None:
-    for _ in range(2 * ACCEPTS_PER_TURN + 1):
+    for _ in range(2 * FEWEST_ACCEPTS + 1):
         plane.connect()
-    for _ in range(2 * ACCEPTS_PER_TURN + 1):
+    for _ in range(2 * FEWEST_ACCEPTS + 1):
         await plane.accept()
 
 
@@ -246,18 +247,40 @@ async def test_a_crowd_makes_others_wait_for_two_of_it_at_a_time(plane: Plane) -
     assert plane.observer.accepted_count == accepted_before + 2
 
 
+async def test_beside_much_else_a_crowd_is_let_in_in_proportion(plane: Plane) -> None:
+    class Other:
+        def go_on(self) -> None:
+            plane.reactor.queue(self)
+
+        def crashed(self) -> None:
+            raise AssertionError
+
+    clients = [(await plane.established())[0] for _ in range(4 * NEWS_PER_ACCEPT)]
+    accepted_before = plane.observer.accepted_count
+    for _ in range(100):
+        plane.connect()
+    for client in clients:
+        client.sock.send(b"!")
+    plane.reactor.turn(0.0)
+    assert plane.observer.accepted_count == accepted_before + 4
+    plane.reactor.queue(Other())
+    accepted_before = plane.observer.accepted_count
+    plane.reactor.turn(0.0)
+    assert plane.observer.accepted_count >= accepted_before + NEWS_PER_SHARE // NEWS_PER_ACCEPT
+
+
 async def test_stopping_takes_everybody_who_has_connected_and_then_nobody(plane: Plane) -> None:
-    for _ in range(2 * ACCEPTS_PER_TURN + 1):
+    for _ in range(2 * FEWEST_ACCEPTS + 1):
         plane.connect()
     plane.listener.stop()
-    assert plane.observer.accepted_count == 2 * ACCEPTS_PER_TURN + 1
-    for _ in range(2 * ACCEPTS_PER_TURN + 1):
+    assert plane.observer.accepted_count == 2 * FEWEST_ACCEPTS + 1
+    for _ in range(2 * FEWEST_ACCEPTS + 1):
         await plane.accept()
     late = plane.connect()
     plane.listener.connection_ended()
     plane.listener.pause()
     await asyncio.sleep(NEVER_S)
-    assert plane.observer.accepted_count == 2 * ACCEPTS_PER_TURN + 1
+    assert plane.observer.accepted_count == 2 * FEWEST_ACCEPTS + 1
     late.close()
 
 

@@ -27,9 +27,11 @@ _AF_INET: Final = int(socket.AF_INET)
 _STREAM: Final = int(socket.SOCK_STREAM)
 _TCP: Final = int(socket.IPPROTO_TCP)
 
-ACCEPTS_PER_TURN: Final = 2
-"""So few that a crowd in the backlog does not make those wait who were let in before: each of it costs as much as
-several small exchanges. And what has just begun goes on while the caches still know of it."""
+FEWEST_ACCEPTS: Final = 2
+NEWS_PER_ACCEPT: Final = 8
+"""A turn accepts in proportion to what else it does: a crowd in the backlog, each of which costs as much as
+several small exchanges, does not make those wait who were let in before, nor they the crowd. Of its own
+connections each has news about five times, so that a crowd alone does not add to itself."""
 
 EVERYBODY: Final = 1 << 20
 PAUSE_S = 1.0
@@ -103,7 +105,7 @@ class Listener:
 
     def ready(self, mask: int) -> None:
         """See `reactor.Watcher`."""
-        self._accept(ACCEPTS_PER_TURN)
+        self._accept(max(FEWEST_ACCEPTS, self._reactor.load() // NEWS_PER_ACCEPT))
 
     def crashed(self) -> None:
         """See `reactor.Watcher`."""

@@ -21,12 +21,16 @@ import time
 from _socket import socket as RawSocket
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 _log = logging.getLogger(__name__)
 
 EVENTS_PER_TURN = 256
 """A turn's length bounds how long the control plane waits for its share of the loop."""
+
+
+NEWS_PER_SHARE: Final = 64
+"""A share of one who queues takes about as long as so many small exchanges."""
 
 
 class Watcher(Protocol):
@@ -63,6 +67,7 @@ class Reactor:
         self._in_turn = False
         self._interrupted = False
         self._stopped = False
+        self._news = 0
 
     def nest(self, loop: asyncio.AbstractEventLoop) -> None:
         """Let `loop` make the turns, whose selector knows nothing of this epoll."""
@@ -128,6 +133,10 @@ class Reactor:
         self._queue.append(waiting)
         self._make_a_turn_due()
 
+    def load(self) -> int:
+        """How much this turn does, in watchers that have news."""
+        return self._news + (NEWS_PER_SHARE if self._queue else 0)
+
     def unnest(self) -> None:
         """Watch nothing any more, if an event loop made the turns; nothing if it waits by this very epoll."""
         if self._loop is not None:
@@ -151,7 +160,9 @@ class Reactor:
             timeout_s = 0.0
         watchers = self._watchers
         self._in_turn = True
-        for fd, mask in self._epoll.poll(timeout_s, EVENTS_PER_TURN):
+        events = self._epoll.poll(timeout_s, EVENTS_PER_TURN)
+        self._news = len(events)
+        for fd, mask in events:
             watcher = watchers.get(fd)
             if watcher is not None:
                 try:
