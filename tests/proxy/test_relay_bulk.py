@@ -243,6 +243,39 @@ async def test_a_big_answer_before_a_reset_arrives_before_the_reset(make_wire: M
     assert (await wire.ended()).closed_by_reset
 
 
+@both_sides
+async def test_an_answer_before_a_reset_arrives_also_if_the_other_way_meets_the_reset_first(
+    wire: Wire, side: str
+) -> None:
+    sender, receiver = wire.from_(side)
+    await receiver.send(b"never read")
+    await until(lambda: wire.relay.client.passed_bytes or wire.relay.upstream.passed_bytes)
+    receiver.sock.send(b"more")
+    sender.sock.send(b"too large")
+    sender.close()
+    wire.end("server" if side == "client" else "client").pump()
+    assert await receiver.receive(9) == b"too large"
+    with pytest.raises(ConnectionResetError):
+        await receiver.receive(1)
+    assert (await wire.ended()).closed_by_reset
+
+
+@both_sides
+async def test_a_flow_with_urgent_data_passes_on_one_share_a_turn(make_wire: MakeWire, side: str) -> None:
+    wire = make_wire(sizes_bytes=4 * MIB)
+    sender, receiver = wire.from_(side)
+    await sender.send_urgent(b"!")
+    assert await receiver.receive(1) == b"!"
+    end = wire.end(side)
+    assert end.urgent
+    assert sender.sock.send(bytes(2 * MIB)) > SHARE_BYTES + 1
+    end.pump()
+    end.pump()
+    assert end.passed_bytes == 1 + SHARE_BYTES
+    end.go_on()
+    assert end.passed_bytes > 1 + SHARE_BYTES
+
+
 async def test_a_flow_that_never_rests_leaves_turns_to_others(make_wire: MakeWire) -> None:
     busy, quiet = make_wire(), make_wire()
     pings = 0

@@ -9,7 +9,7 @@ nor asyncio reports a reset that follows a FIN (libuv issue 3449); epoll does, a
 
 Edge-triggered (epoll(7)): a watcher must read until the kernel has no more, or `queue` for the rest. Of the
 queue, one a turn goes on, behind all that has news: so what is small waits for one share of a big flow, however
-many of these there are.
+many of these there are. (What comes first after a burst is taken for more of it, and queues.)
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ _log = logging.getLogger(__name__)
 
 EVENTS_PER_TURN = 256
 """A turn's length bounds how long the control plane waits for its share of the loop."""
-
 
 NEWS_PER_SHARE: Final = 64
 """A share of one who queues takes about as long as so many small exchanges."""
@@ -131,7 +130,8 @@ class Reactor:
     def queue(self, waiting: Waiting) -> None:
         """Let `waiting` go on when all who queued before it have, one a turn."""
         self._queue.append(waiting)
-        self._make_a_turn_due()
+        if not self._in_turn:
+            self._make_a_turn_due()
 
     def load(self) -> int:
         """How much this turn does, in watchers that have news."""

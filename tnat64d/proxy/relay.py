@@ -46,7 +46,8 @@ SPLICE_WORTH_BYTES: Final = 16 * 1024
 """A piece smaller than this is cheaper to copy than to pass through a pipe."""
 
 SHARE_BYTES = 512 * 1024
-"""What a direction may pass on before it queues, and others have their turn. A pipe that is fuller is emptied."""
+"""What a direction may pass on before it queues, and others have their turn. What the pipe holds beyond
+that goes, too."""
 
 READS: Final = EPOLLIN | EPOLLRDHUP | EPOLLPRI | EPOLLET
 READS_AND_WRITES: Final = READS | EPOLLOUT
@@ -127,8 +128,8 @@ class End:
                 self._expect_marks()
             if mask & _HUP:
                 self.fin_reported = True
-        if mask & _ARRIVED and not self.finished:
-            self.pump()
+        if mask & _ARRIVED and not self.finished and self.pipe is None:
+            self.pump()  # with a pipe in hand only the peer's EPOLLOUT helps
         if mask & _OUT and not self.closed:
             peer = self.peer
             if peer.unsent is not None or peer.pipe is not None:
@@ -141,6 +142,8 @@ class End:
 
     def pump(self) -> None:
         """Pass on what has arrived here, as far as the peer takes it; a big flow queues for that."""
+        if self.queued:
+            return
         if self.pipe is None and self.full_reads < FULL_READS:
             self._pass_on()
         else:
@@ -161,6 +164,7 @@ class End:
         try:
             drained = self._copy_or_splice()
         except OSError:
+            self.peer._pass_on_last_words()  # it may be its reset, of which no event has told yet
             self.relay.abort()
             return
         if drained:
