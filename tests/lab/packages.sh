@@ -17,6 +17,7 @@ iptables        iptables                demo,test                holds the rules
 nftables        nft                     demo,test                holds the rules, and shows that none is left
 curl            curl                    demo,test                is the IPv4-only program
 wget            wget                    test                     is another one
+netcat-openbsd  nc                      test                     asks whether a port is open
 openssh-client  ssh                     test                     is one that wants a terminal
 dropbear-bin    dropbear                test                     is its server, which its package does not start
 tnat64          tnat64                  test                     is the original, to compare with
