@@ -220,6 +220,27 @@ def test_up_that_is_interrupted_at_any_moment_leaves_the_kernel_as_it_was(ideal_
         assert snapshot(ideal_lab.client) == before, f"{number.name} after {delay_s} s: {daemon.log}"
 
 
+SLOW_START = """
+import pathlib, sys, time
+if "tnat64d.daemon.worker" in sys.orig_argv:
+    pathlib.Path(__file__).with_name("starting").touch()
+    time.sleep(2)
+"""
+
+
+def test_a_teardown_after_a_kill_waits_for_workers_that_were_starting(ideal_lab: IdealNat64Lab) -> None:
+    """They hold the rules until they have come so far as to see that their supervisor is gone."""
+    before = snapshot(ideal_lab.client)
+    (ideal_lab.directory / "sitecustomize.py").write_text(SLOW_START)
+    daemon = daemon_in(ideal_lab, env={"PYTHONPATH": str(ideal_lab.directory)})
+    daemon.start()
+    wait_until((ideal_lab.directory / "starting").exists, "a worker starts")
+    daemon.process.send_signal(signal.SIGKILL)
+    daemon.process.wait()
+    assert daemon.run("teardown").returncode == 0
+    assert snapshot(ideal_lab.client) == before
+
+
 # Status
 
 

@@ -14,6 +14,7 @@ be held so: TPROXY needs a local route, which no device of ours takes with it.
 from __future__ import annotations
 
 import socket
+import time
 from contextlib import suppress
 
 from tnat64d.core.ruleset import OWN_DEVICE, Ruleset
@@ -30,6 +31,8 @@ MTU_BYTES = 65535
 
 
 _DEVICE_PART = f"the device {OWN_DEVICE}"
+
+_LETTING_GO_S = 3.0
 
 
 class OwnedInstallation:
@@ -124,3 +127,16 @@ class OwnedInstallation:
 def is_held() -> bool:
     """Whether a running process holds a ruleset here: the device goes with it."""
     return any(name == OWN_DEVICE for _, name in socket.if_nameindex())
+
+
+def is_held_on() -> bool:
+    """Whether a process holds a ruleset here and goes on to. Blocks for a while, to see it let go.
+
+    After a `kill -9` of the supervisor its workers do when they see that it is gone; those that start see it late.
+    """
+    deadline = time.monotonic() + _LETTING_GO_S
+    while is_held():
+        if time.monotonic() >= deadline:
+            return True
+        time.sleep(0.02)
+    return False
