@@ -25,7 +25,7 @@ demo: root python packages-demo .stamps/venv ## show an IPv4-only connection wit
 
 test: root python packages-test .stamps/venv .stamps/compiled ## run all tests, or some: ARGS="-k name"; one after the other: ARGS="-n 0" (root)
 	@echo "==> tests"
-	@sh tests/lab/readable.sh $(venv)/bin/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
+	@sh tests/lab/readable.sh $(venv)/bin/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 bench: root python packages-bench .stamps/bench .stamps/compiled ## compare with other proxies, QUICK=1: in 3 minutes, ARGS="--help" (root)
 	@$(venv)/bin/python -m benchmarks.run $(if $(filter-out 0,$(QUICK)),--quick) $(ARGS)

@@ -87,6 +87,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for fixture, programs in LAB_FIXTURES.items():
             if fixture in getattr(item, "fixturenames", ()):
                 item.add_marker(pytest.mark.netns(*programs))
+    items.sort(key=_time_limit_s, reverse=True)  # what takes long must not come last, alone
+
+
+def _time_limit_s(item: pytest.Item) -> float:
+    usual_s, marker = float(item.config.getini("timeout")), item.get_closest_marker("timeout")
+    return max(usual_s, float(marker.args[0])) if marker else usual_s
 
 
 @pytest.hookimpl(tryfirst=True)  # before fixtures are made

@@ -41,7 +41,7 @@ NFTABLES = {"backend": "nftables"}
 
 USUAL = "owned"
 TPROXY = "tproxy-nftables"
-_PLAIN: dict[str, Tables] = {
+_WAYS: dict[str, Tables] = {
     USUAL: {},
     "asyncio": {"proxy": {"loop": "asyncio"}},
     "static-nftables": {"rules": NFTABLES},
@@ -52,11 +52,9 @@ _PLAIN: dict[str, Tables] = {
     "tproxy-iptables-legacy": {"rules": IPTABLES_LEGACY | {"mode": "tproxy"}},
 }
 VARIANTS: dict[str, Tables] = {
-    **_PLAIN,
-    **{
-        f"{name}, honest": {**tables, "proxy": {"connect": "honest", **tables.get("proxy", {})}}
-        for name, tables in _PLAIN.items()
-    },
+    f"{name}{suffix}": {**tables, "proxy": {"workers": 2, **proxy, **tables.get("proxy", {})}}
+    for suffix, proxy in (("", {}), (", honest", {"connect": "honest"}))
+    for name, tables in _WAYS.items()
 }
 """Static ones by `setup` and `serve`, the others by `up`."""
 MIB = 1 << 20

@@ -80,7 +80,7 @@ def gateway_way(request: pytest.FixtureRequest, gateway_lab: GatewayLab) -> str:
 
 
 def service(lab: GatewayLab, way: str, scope: dict[str, list[str]]) -> Service:
-    settings: Tables = {**GATEWAY_WAYS[way], "scope": scope}
+    settings: Tables = {**GATEWAY_WAYS[way], "scope": scope, "proxy": {"workers": 2}}
     return Service(lab.client, lab.directory, settings=settings, is_static=way != "owned")
 
 

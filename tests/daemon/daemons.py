@@ -12,7 +12,8 @@ BAD_CONF = "nonsense = 1\nlocal = 10.0.0.0\nnat64_prefix = 2001:db8::1::\n"
 def daemon_in(
     lab: IdealNat64Lab, command: str = "up", env: dict[str, str] | None = None, **proxy: object
 ) -> Daemon:
-    return Daemon(lab.client, lab.directory, command=command, settings={"proxy": proxy}, env=env)
+    settings = {"proxy": {"workers": 2, **proxy}}
+    return Daemon(lab.client, lab.directory, command=command, settings=settings, env=env)
 
 
 def with_iptables(lab: IdealNat64Lab, script: str, program: tuple[str, ...] = PROGRAM) -> Daemon:

@@ -52,7 +52,9 @@ class Daemon:
         program: tuple[str, ...] = PROGRAM,
         leaves_kernel_as_found: bool = True,
     ) -> None:
-        """`settings`: the tables of tnat64d.toml; the control socket is set here, unless they say otherwise.
+        """`settings`: the tables of tnat64d.toml; unless they say otherwise, the control socket is set here, and
+        there is one worker, which is ready sooner than several.
+
 
         `leaves_kernel_as_found`: False where the test itself changes the network meanwhile.
         """
@@ -62,6 +64,7 @@ class Daemon:
         self.conf = self.directory / "tnat64.conf"
         self.settings = self.directory / "tnat64d.toml"
         tables = {"control": {"socket": str(self.directory / "control.sock")}, **(settings or {})}
+        tables["proxy"] = {"workers": 1, **tables.get("proxy", {})}
         self.control_socket = str(tables["control"]["socket"])
         self.conf.write_text(conf)
         self.settings.write_text(as_toml(tables))
