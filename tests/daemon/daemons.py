@@ -12,8 +12,7 @@ BAD_CONF = "nonsense = 1\nlocal = 10.0.0.0\nnat64_prefix = 2001:db8::1::\n"
 def daemon_in(
     lab: IdealNat64Lab, command: str = "up", env: dict[str, str] | None = None, **proxy: object
 ) -> Daemon:
-    settings = {"proxy": {"workers": 2, **proxy}}
-    return Daemon(lab.client, lab.directory, command=command, settings=settings, env=env)
+    return Daemon(lab.client, lab.directory, command=command, settings={"proxy": proxy}, env=env)
 
 
 def with_iptables(lab: IdealNat64Lab, script: str, program: tuple[str, ...] = PROGRAM) -> Daemon:

@@ -208,7 +208,7 @@ def test_up_that_is_interrupted_at_any_moment_leaves_the_kernel_as_it_was(ideal_
     for delay_s, number in zip(
         DELAYS_S, [signal.SIGTERM, signal.SIGINT, signal.SIGKILL, signal.SIGTERM] * 5, strict=True
     ):
-        daemon = daemon_in(ideal_lab)
+        daemon = daemon_in(ideal_lab, workers=2)
         daemon.start()
         time.sleep(delay_s)
         daemon.process.send_signal(number)

@@ -10,7 +10,7 @@ import pytest
 
 from tests.daemon.daemons import BAD_CONF, OTHER_PREFIX, daemon_in, serve_other_prefix, with_iptables
 from tests.lab import IdealNat64Lab, Port, wait_until
-from tests.lab.daemon import CONF, PROGRAM, Daemon, Tables, as_toml, dial, echo, snapshot
+from tests.lab.daemon import CONF, PROGRAM, Daemon, Tables, dial, echo, snapshot
 
 
 def test_a_reload_takes_effect_for_new_connections_and_in_the_kernel(ideal_lab: IdealNat64Lab) -> None:
@@ -111,14 +111,9 @@ def test_reloads_at_the_same_time_come_one_after_another(ideal_lab: IdealNat64La
         assert daemon.log.count("reloaded: ") == 6
 
 
-def write_settings(daemon: Daemon, tables: Tables) -> None:
-    daemon.settings.write_text(as_toml({"control": {"socket": daemon.control_socket}, **tables}))
-
-
 def test_a_reload_reads_the_settings_for_rules_and_new_connections(ideal_lab: IdealNat64Lab) -> None:
     with daemon_in(ideal_lab) as daemon:
-        write_settings(
-            daemon,
+        daemon.write_settings(
             {
                 "scope": {"not_ports": ["2525"]},
                 "log": {"connections": "none"},
@@ -149,7 +144,7 @@ TOUCHING: dict[str, Tables] = {
 @pytest.mark.parametrize("change", TOUCHING)
 def test_beside_setup_a_reload_says_whether_the_rules_need_it_too(ideal_lab: IdealNat64Lab, change: str) -> None:
     with daemon_in(ideal_lab, "serve", connect="honest") as daemon:
-        write_settings(daemon, {"proxy": {"connect": "honest"}, **TOUCHING[change]})
+        daemon.write_settings({"proxy": {"connect": "honest"}, **TOUCHING[change]})
         done = daemon.run("reload")
         assert done.stdout.startswith("reloaded: prefix ")
         assert ("this change touches them: run `tnat64d setup`, too" in done.stdout) == (change != "nothing")
@@ -165,7 +160,7 @@ def test_beside_setup_a_reload_says_whether_the_rules_need_it_too(ideal_lab: Ide
 
 def test_beside_setup_a_scope_of_nobody_changes_nothing(ideal_lab: IdealNat64Lab) -> None:
     with daemon_in(ideal_lab, "serve") as daemon:
-        write_settings(daemon, {"scope": {"users": ["nosuchuser"]}})
+        daemon.write_settings({"scope": {"users": ["nosuchuser"]}})
         done = daemon.run("reload")
         assert (done.returncode, done.stderr) == (
             78,
@@ -175,7 +170,7 @@ def test_beside_setup_a_scope_of_nobody_changes_nothing(ideal_lab: IdealNat64Lab
 
 def test_a_daemon_that_makes_its_rules_needs_no_setup(ideal_lab: IdealNat64Lab) -> None:
     with daemon_in(ideal_lab) as daemon:
-        write_settings(daemon, TOUCHING["scope"])
+        daemon.write_settings(TOUCHING["scope"])
         assert json.loads(daemon.run("reload", "--json").stdout)["needs_setup"] is False
 
 
@@ -185,7 +180,7 @@ def test_a_limit_on_connections_is_changed_by_a_reload(ideal_lab: IdealNat64Lab)
             echo(first)
             second.sendall(b"x")  # connected in the backlog, not accepted
             assert daemon.total("accepted") == 1
-            write_settings(daemon, {"proxy": {"workers": 1, "max_connections": 2}})
+            daemon.write_settings({"proxy": {"workers": 1, "max_connections": 2}})
             assert daemon.run("reload").returncode == 0
             assert second.recv(1) == b"x"
 
@@ -194,7 +189,7 @@ def test_a_setting_that_needs_a_restart_changes_nothing_at_all(ideal_lab: IdealN
     with daemon_in(ideal_lab) as daemon:
         rules = snapshot(ideal_lab.client)
         daemon.conf.write_text(f"nat64_prefix = {OTHER_PREFIX}\n")
-        write_settings(daemon, {"rules": {"table": 77}, "scope": {"not_ports": ["2525"]}})
+        daemon.write_settings({"rules": {"table": 77}, "scope": {"not_ports": ["2525"]}})
         done = daemon.run("reload")
         assert done.returncode == 78
         assert (
@@ -206,7 +201,7 @@ def test_a_setting_that_needs_a_restart_changes_nothing_at_all(ideal_lab: IdealN
 def test_a_mistake_in_the_settings_changes_nothing(ideal_lab: IdealNat64Lab) -> None:
     with daemon_in(ideal_lab) as daemon:
         rules = snapshot(ideal_lab.client)
-        write_settings(daemon, {"log": {"connections": "some"}})
+        daemon.write_settings({"log": {"connections": "some"}})
         done = daemon.run("reload")
         assert (done.returncode, done.stderr.count("\n")) == (78, 1)
         expect_as_before(ideal_lab, daemon, rules)

@@ -55,7 +55,6 @@ class Daemon:
         """`settings`: the tables of tnat64d.toml; unless they say otherwise, the control socket is set here, and
         there is one worker, which is ready sooner than several.
 
-
         `leaves_kernel_as_found`: False where the test itself changes the network meanwhile.
         """
         self.namespace = namespace
@@ -63,11 +62,9 @@ class Daemon:
         self.directory.mkdir()
         self.conf = self.directory / "tnat64.conf"
         self.settings = self.directory / "tnat64d.toml"
-        tables = {"control": {"socket": str(self.directory / "control.sock")}, **(settings or {})}
-        tables["proxy"] = {"workers": 1, **tables.get("proxy", {})}
+        tables = self.write_settings(settings or {})
         self.control_socket = str(tables["control"]["socket"])
         self.conf.write_text(conf)
-        self.settings.write_text(as_toml(tables))
         self.before: dict[str, str] = {}
         self.command = (*program, command, "-f", str(self.conf), "-c", str(self.settings), *arguments)
         self._env = {**_UNSET, **(env or {})}
@@ -101,6 +98,13 @@ class Daemon:
     def log(self) -> str:
         """All that it has written so far."""
         return self.process.stderr
+
+    def write_settings(self, settings: Tables) -> Tables:
+        """See `__init__`; the tables as written."""
+        tables = {"control": {"socket": str(self.directory / "control.sock")}, "proxy": {}, **settings}
+        tables["proxy"] = {"workers": 1, **tables["proxy"]}
+        self.settings.write_text(as_toml(tables))
+        return tables
 
     def start(self) -> None:
         """Take down what the kernel looks like, start, and return at once."""
