@@ -74,8 +74,7 @@ def test_a_change_that_needs_a_restart_is_not_said_to_need_a_reload(
     ideal_lab: IdealNat64Lab, is_static: bool, start: str
 ) -> None:
     with patient(ideal_lab, is_static=is_static) as host:
-        with host.daemon.settings.open("a") as file:
-            file.write("[proxy]\nport = 6465\n")
+        host.daemon.write_settings({"proxy": {"port": 6465}})
         files = f"-f {host.daemon.conf} -c {host.daemon.settings}"
         (found,) = [each for each in host.findings() if each["level"] != "ok"]
         assert (found["check"], found["level"]) == ("reload", "warn")
