@@ -18,9 +18,10 @@ from tnat64d.core.ruleset import OWN_DEVICE, Ruleset
 from tnat64d.core.scope import Scope
 from tnat64d.core.settings import Rules
 from tnat64d.errors import Tnat64Error
+from tnat64d.kernel import owned as owned_rules
 from tnat64d.kernel.installation import Installation
 from tnat64d.kernel.nftables import Nftables
-from tnat64d.kernel.owned import OwnedInstallation, is_held
+from tnat64d.kernel.owned import OwnedInstallation, is_held, stays_held
 
 pytestmark = pytest.mark.netns("iptables-nft", "iptables-legacy", "nft", "setpriv")
 
@@ -118,6 +119,27 @@ def test_only_one_can_be_held_and_that_is_known(host: Namespace) -> None:
     assert standing(host) == before
     host.call(installation.remove)
     assert not host.call(is_held)
+
+
+@pytest.mark.parametrize("last", ["device", "table"])
+def test_it_stays_held_until_device_and_table_are_gone(
+    host: Namespace, monkeypatch: pytest.MonkeyPatch, last: str
+) -> None:
+    installation = make(host)
+    host.call(installation.install, ruleset())
+    close_device, close_table = installation.device.close, installation._table.close
+    close_first, close_last = (close_table, close_device) if last == "device" else (close_device, close_table)
+    monkeypatch.setattr(owned_rules, "LETTING_GO_S", 0.1)
+    assert host.call(stays_held)
+    monkeypatch.setattr(owned_rules, "LETTING_GO_S", 10.0)
+    letting_go = (threading.Timer(0.1, close_first), threading.Timer(0.4, close_last))
+    for each in letting_go:
+        each.start()
+    assert not host.call(stays_held)
+    assert not host.call(is_held)
+    host.call(Installation(Nftables()).remove)  # a table with an owner could not be
+    for each in letting_go:
+        each.join()
 
 
 def test_a_change_that_fails_half_way_puts_back_what_stood(host: Namespace, owned: OwnedInstallation) -> None:

@@ -13,6 +13,7 @@ from tests.lab import Namespace
 from tnat64d.core import settings as toml
 from tnat64d.core.settings import Settings
 from tnat64d.errors import ConfigurationError, Tnat64Error
+from tnat64d.kernel import owned
 from tnat64d.kernel.rules import HeldRules, StaticRules
 
 pytestmark = pytest.mark.netns("iptables-nft", "iptables-legacy", "nft", "setpriv", "unshare")
@@ -117,7 +118,10 @@ def test_a_change_of_backend_leaves_nothing_of_the_first(host: Namespace, first:
     assert standing(host) == before
 
 
-def test_while_rules_are_held_setup_and_teardown_and_a_second_daemon_change_nothing(host: Namespace) -> None:
+def test_while_rules_are_held_setup_and_teardown_and_a_second_daemon_change_nothing(
+    host: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(owned, "LETTING_GO_S", 0.1)
     with held(host, settings()):
         before = standing(host)
         static = host.call(StaticRules, settings(), "t.toml")

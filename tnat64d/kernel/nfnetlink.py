@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from tnat64d.errors import PrivilegeError, Tnat64Error
-from tnat64d.kernel.rtnetlink import HEADER
+from tnat64d.kernel.rtnetlink import HEADER, attributes
 
 NETLINK_NETFILTER = 12
 SUBSYSTEM = 10
@@ -31,7 +31,7 @@ NFT_MSG_NEWSET, NFT_MSG_NEWSETELEM, NFT_MSG_GETSETELEM = 9, 12, 13
 NFT_MSG_DELSETELEM, NFT_MSG_NEWOBJ, NFT_MSG_GETOBJ = 14, 18, 19
 NFT_TABLE_F_OWNER = 0x2
 
-_NFTA_TABLE_NAME = 1
+_NFTA_TABLE_NAME, _NFTA_TABLE_FLAGS = 1, 2
 _BATCH_BEGIN, _BATCH_END = 16, 17
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_DUMP_INTR, _NLM_F_DUMP = 0x1, 0x4, 0x10, 0x300
@@ -151,6 +151,12 @@ class NfTables:
     def has_table(self, name: str) -> bool:
         """Whether the table `name` of family ip exists. Raises PrivilegeError, Tnat64Error."""
         return self.get(NFT_MSG_GETTABLE, text(_NFTA_TABLE_NAME, name)) is not None
+
+    def has_owned_table(self, name: str) -> bool:
+        """Whether it exists, and lives as long as some process. Raises as `has_table`."""
+        body = self.get(NFT_MSG_GETTABLE, text(_NFTA_TABLE_NAME, name))
+        (flags,) = struct.unpack("!I", dict(attributes(body or b"", 0)).get(_NFTA_TABLE_FLAGS, bytes(4)))
+        return bool(flags & NFT_TABLE_F_OWNER)
 
     def get(self, kind: int, *attributes: bytes) -> bytes | None:
         """The attributes of the one thing of family ip that the request `kind` names; None if it does not exist.

@@ -172,6 +172,12 @@ class OwnedTable:
         self._netlink.close()
 
 
+def is_owned() -> bool:
+    """Whether the table belongs to a process. Raises PrivilegeError, Tnat64Error."""
+    with NfTables() as netlink:
+        return netlink.has_owned_table(TABLE)
+
+
 def refused_count() -> int:
     """How many connects the rules have refused by the set. Raises PrivilegeError, Tnat64Error."""
     with NfTables() as netlink:

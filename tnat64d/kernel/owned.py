@@ -19,7 +19,7 @@ from contextlib import suppress
 
 from tnat64d.core.ruleset import OWN_DEVICE, Ruleset
 from tnat64d.errors import Tnat64Error
-from tnat64d.kernel import routes, standing
+from tnat64d.kernel import nftables, routes, standing
 from tnat64d.kernel.installation import Installation
 from tnat64d.kernel.nftables import OwnedTable
 from tnat64d.kernel.refused_set import RefusesDestinations
@@ -32,7 +32,10 @@ MTU_BYTES = 65535
 
 _DEVICE_PART = f"the device {OWN_DEVICE}"
 
-_LETTING_GO_S = 3.0
+LETTING_GO_S = 3.0
+"""A worker that had just been started took 0.65 s of two busy processors."""
+
+_LOOK_AGAIN_S = 0.02
 
 
 class OwnedInstallation:
@@ -129,14 +132,17 @@ def is_held() -> bool:
     return any(name == OWN_DEVICE for _, name in socket.if_nameindex())
 
 
-def is_held_on() -> bool:
-    """Whether a process holds a ruleset here and goes on to. Blocks for a while, to see it let go.
+def stays_held() -> bool:
+    """Whether `is_held`, and LETTING_GO_S later, too; blocks until it is not. Raises PrivilegeError, Tnat64Error.
 
-    After a `kill -9` of the supervisor its workers do when they see that it is gone; those that start see it late.
+    After a `kill -9` of the supervisor its workers let go when they see that it is gone; those that are starting
+    see it late. The device goes first, and while the table has an owner nobody else can write one.
     """
-    deadline = time.monotonic() + _LETTING_GO_S
-    while is_held():
+    if not is_held():
+        return False
+    deadline = time.monotonic() + LETTING_GO_S
+    while is_held() or nftables.is_owned():
         if time.monotonic() >= deadline:
             return True
-        time.sleep(0.02)
+        time.sleep(_LOOK_AGAIN_S)
     return False

@@ -267,7 +267,7 @@ def _warn_of_losing_bridges(settings: Settings) -> None:
 
 
 def _require_not_held() -> None:
-    if owned.is_held_on():
+    if owned.stays_held():
         raise Tnat64Error("a running tnat64d holds its own rules here: stop it, and they go with it")
 
 
