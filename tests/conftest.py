@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any
 
@@ -82,12 +83,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what uses a lab, with the programs which that lab needs."""
+    """Mark what uses a lab, with the programs which that lab needs; order files, those that take longest first.
+
+    So none runs alone at the end. How long is told by what is known before: time limits, and how many tests.
+    """
     for item in items:
         for fixture, programs in LAB_FIXTURES.items():
             if fixture in getattr(item, "fixturenames", ()):
                 item.add_marker(pytest.mark.netns(*programs))
-    items.sort(key=_time_limit_s, reverse=True)  # what takes long must not come last, alone
+    counts = Counter(item.path for item in items)
+    items.sort(key=lambda item: (_time_limit_s(item), counts[item.path], item.path), reverse=True)
 
 
 def _time_limit_s(item: pytest.Item) -> float:

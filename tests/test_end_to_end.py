@@ -52,7 +52,7 @@ _WAYS: dict[str, Tables] = {
     "tproxy-iptables-legacy": {"rules": IPTABLES_LEGACY | {"mode": "tproxy"}},
 }
 VARIANTS: dict[str, Tables] = {
-    f"{name}{suffix}": {**tables, "proxy": {"workers": 2, **proxy, **tables.get("proxy", {})}}
+    f"{name}{suffix}": {**tables, "proxy": {"workers": "auto", **proxy, **tables.get("proxy", {})}}
     for suffix, proxy in (("", {}), (", honest", {"connect": "honest"}))
     for name, tables in _WAYS.items()
 }

@@ -48,6 +48,9 @@ pytestmark = pytest.mark.netns("tayga", "iptables-nft", "iptables-legacy", "nft"
 SAME_TIME_S = 0.02
 SAME_SHARE = 0.9
 ATTEMPTS = 12
+MOST_BY_CHANCE = 3
+"""In so many rows the times may differ because of what else the machine does: a busy one spoiled two in a run."""
+
 ATTEMPTS_TO_FILTERED = 3
 """What takes time there is the program's own: it waits for nothing that a daemon could say too late."""
 
@@ -117,7 +120,10 @@ def expected_outcome(destination: str, program: str, outcomes: Mapping[str, tupl
 
 @pytest.fixture(scope="module")
 def rows() -> dict[tuple[str, str], list[Row]]:
-    """The whole table; a row whose times differ is there twice: the second time nothing else ran beside it."""
+    """The whole table; a row whose times differ is there twice: the second time nothing else ran beside it.
+
+    What is late for a reason is late again, or in many rows.
+    """
 
     def measure(destination: str, program: str) -> Row:
         row = Row(CURL_GRID_S if (destination, program) == (FILTERED, CURL) else math.inf)
@@ -127,11 +133,11 @@ def rows() -> dict[tuple[str, str], list[Row]]:
         return row
 
     with before_others(), ConnectsLab() as lab, honest_daemon(lab):
-        rows = {row: [measured] for row, measured in measure_rows(measure).items()}
-        for row, tries in rows.items():
-            if tries[0].same_share < SAME_SHARE:
-                tries.append(measure(*row))
-        return rows
+        table = {row: [measured] for row, measured in measure_rows(measure).items()}
+        late = [row for row, (measured,) in table.items() if measured.same_share < SAME_SHARE]
+        for row in late if len(late) <= MOST_BY_CHANCE else ():
+            table[row].append(measure(*row))
+        return table
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +160,7 @@ def test_a_connect_ends_as_the_direct_one_and_at_the_same_time(
         assert outcomes == tuple({each} for each in expected), str(row)
         if destination == SLOW:
             assert min(seen.after_s for seen in row.direct) >= SLOW_S, str(row)
-    assert tries[-1].same_share >= SAME_SHARE, "; then ".join(map(str, tries))
+    assert tries[-1].same_share >= SAME_SHARE, "\nthen ".join(map(str, tries))
 
 
 @pytest.mark.alone
@@ -352,7 +358,7 @@ def test_connects_while_a_worker_is_replaced_do_not_hang(ideal_lab: IdealNat64La
 
 def test_those_who_wait_when_the_daemon_ends_are_refused(ideal_lab: IdealNat64Lab) -> None:
     silence(ideal_lab)
-    with Daemon(ideal_lab.client, ideal_lab.directory, settings=honest()) as daemon:
+    with Daemon(ideal_lab.client, ideal_lab.directory, settings=honest({"workers": 2})) as daemon:
         with ideal_lab.client.socket() as sock:
             sock.setblocking(False)
             sock.connect_ex((SILENT, 80))
@@ -423,7 +429,7 @@ def test_a_source_behind_a_gateway_is_limited_from_its_syn_on(gateway_lab: Gatew
 
 def test_a_syn_that_comes_again_from_behind_a_gateway_is_dialled_once(gateway_lab: GatewayLab) -> None:
     silence(gateway_lab)
-    settings = honest(scope={"gateway": ["br-test"]})
+    settings = honest({"workers": 3}, scope={"gateway": ["br-test"]})
     with Daemon(gateway_lab.client, gateway_lab.directory, settings=settings) as daemon:
         started = time.monotonic()
         assert connect_code(gateway_lab.container, 80, SILENT, timeout_s=3.5) == errno.EAGAIN

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from tests.lab import SERVER_V4, IdealNat64Lab, nat64_address
-from tests.lab.daemon import PROGRAM, Daemon, iptables_after
+import contextlib
+import socket
+
+from tests.lab import SERVER_V4, IdealNat64Lab, Port, nat64_address
+from tests.lab.daemon import PROGRAM, Daemon, dial, echo, iptables_after
 
 OTHER_PREFIX = "2001:db8:65::"
 BAD_CONF = "nonsense = 1\nlocal = 10.0.0.0\nnat64_prefix = 2001:db8::1::\n"
@@ -13,6 +16,16 @@ def daemon_in(
     lab: IdealNat64Lab, command: str = "up", env: dict[str, str] | None = None, **proxy: object
 ) -> Daemon:
     return Daemon(lab.client, lab.directory, command=command, settings={"proxy": proxy}, env=env)
+
+
+def connect_to_each_worker(lab: IdealNat64Lab, daemon: Daemon, stack: contextlib.ExitStack) -> list[socket.socket]:
+    """Connections until each of two workers has some; the kernel spreads them by a hash."""
+    socks: list[socket.socket] = []
+    while not all(worker["active"] for worker in daemon.status()["workers"]):
+        assert len(socks) < 100, "the kernel prefers one worker"
+        socks.append(stack.enter_context(dial(lab.client, Port.ECHO)))
+        echo(socks[-1])
+    return socks
 
 
 def with_iptables(lab: IdealNat64Lab, script: str, program: tuple[str, ...] = PROGRAM) -> Daemon:

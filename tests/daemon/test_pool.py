@@ -13,6 +13,7 @@ import time
 
 import pytest
 
+from tests.daemon.daemons import connect_to_each_worker
 from tests.lab import IdealNat64Lab, Port, wait_until
 from tests.lab.daemon import Daemon, dial, echo, expect_refused, expect_reset, is_alive, seconds_of
 from tnat64d.core.settings import Proxy, Rules, Settings
@@ -21,16 +22,6 @@ from tnat64d.daemon.pool import DEATHS_IN_A_ROW, connection_limit, queues_of, sh
 
 def daemon_in(lab: IdealNat64Lab, command: str = "up", **proxy: object) -> Daemon:
     return Daemon(lab.client, lab.directory, command=command, settings={"proxy": {"workers": 2} | proxy})
-
-
-def connect_to_each_worker(lab: IdealNat64Lab, daemon: Daemon, stack: contextlib.ExitStack) -> list[socket.socket]:
-    """Connections until each of two workers has some; the kernel spreads them by a hash."""
-    socks: list[socket.socket] = []
-    while not all(worker["active"] for worker in daemon.status()["workers"]):
-        assert len(socks) < 100, "the kernel prefers one worker"
-        socks.append(stack.enter_context(dial(lab.client, Port.ECHO)))
-        echo(socks[-1])
-    return socks
 
 
 def lives(sock: socket.socket) -> bool:

@@ -25,6 +25,7 @@ from tests.lab.daemon import (
     seconds_of,
     snapshot,
 )
+from tnat64d.daemon.supervisor import MAX_AUTO_WORKERS, worker_count
 
 # Ending
 
@@ -112,7 +113,7 @@ def test_the_drain_command_returns_when_the_daemon_has_ended(ideal_lab: IdealNat
 
 
 def test_workers_end_by_themselves_when_the_supervisor_is_killed(ideal_lab: IdealNat64Lab) -> None:
-    with daemon_in(ideal_lab) as daemon, dial(ideal_lab.client, Port.ECHO) as sock:
+    with daemon_in(ideal_lab, workers=2) as daemon, dial(ideal_lab.client, Port.ECHO) as sock:
         echo(sock)
         workers = daemon.children()
         daemon.process.send_signal(signal.SIGKILL)
@@ -125,7 +126,7 @@ def test_workers_end_by_themselves_when_the_supervisor_is_killed(ideal_lab: Idea
 
 
 def test_workers_that_drain_end_when_the_supervisor_is_killed(ideal_lab: IdealNat64Lab) -> None:
-    with daemon_in(ideal_lab, "serve") as daemon:
+    with daemon_in(ideal_lab, "serve", workers=2) as daemon:
         sock = ideal_lab.client.socket()
         with sock:
             run_cli(ideal_lab.client, "setup", "-f", str(daemon.conf), "-c", str(daemon.settings))
@@ -139,6 +140,13 @@ def test_workers_that_drain_end_when_the_supervisor_is_killed(ideal_lab: IdealNa
 
 
 # Starting
+
+
+def test_auto_is_one_worker_for_each_processor_within_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    for processors, workers in ((1, 1), (3, 3), (MAX_AUTO_WORKERS + 1, MAX_AUTO_WORKERS)):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid, count=processors: set(range(count)))
+        assert worker_count("auto") == workers
+    assert worker_count(MAX_AUTO_WORKERS + 1) == MAX_AUTO_WORKERS + 1
 
 
 def test_a_signal_before_the_workers_are_ready_ends_the_daemon(ideal_lab: IdealNat64Lab) -> None:
@@ -224,7 +232,7 @@ SLOW_START = """
 import pathlib, sys, time
 if "tnat64d.daemon.worker" in sys.orig_argv:
     pathlib.Path(__file__).with_name("starting").touch()
-    time.sleep(2)
+    time.sleep(1.5)
 """
 
 
@@ -237,7 +245,8 @@ def test_a_teardown_after_a_kill_waits_for_workers_that_were_starting(ideal_lab:
     wait_until((ideal_lab.directory / "starting").exists, "a worker starts")
     daemon.process.send_signal(signal.SIGKILL)
     daemon.process.wait()
-    assert daemon.run("teardown").returncode == 0
+    done = daemon.run("teardown")
+    assert (done.returncode, done.stderr) == (0, "")
     assert snapshot(ideal_lab.client) == before
 
 

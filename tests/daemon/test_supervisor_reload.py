@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 import signal
 from pathlib import Path
 
 import pytest
 
-from tests.daemon.daemons import BAD_CONF, OTHER_PREFIX, daemon_in, serve_other_prefix, with_iptables
+from tests.daemon.daemons import (
+    BAD_CONF,
+    OTHER_PREFIX,
+    connect_to_each_worker,
+    daemon_in,
+    serve_other_prefix,
+    with_iptables,
+)
 from tests.lab import IdealNat64Lab, Port, wait_until
 from tests.lab.daemon import CONF, PROGRAM, Daemon, Tables, dial, echo, snapshot
 
 
 def test_a_reload_takes_effect_for_new_connections_and_in_the_kernel(ideal_lab: IdealNat64Lab) -> None:
     other = serve_other_prefix(ideal_lab)
-    with daemon_in(ideal_lab) as daemon:
+    with daemon_in(ideal_lab, workers=2) as daemon, contextlib.ExitStack() as stack:
         with dial(ideal_lab.client, Port.ECHO) as sock:
             echo(sock)
             daemon.conf.write_text(f"local = 198.51.100.99/32\nnat64_prefix = {OTHER_PREFIX}\n")
@@ -23,9 +32,12 @@ def test_a_reload_takes_effect_for_new_connections_and_in_the_kernel(ideal_lab: 
             assert (done.returncode, done.stdout.splitlines()[0][:10]) == (0, "reloaded: ")
             assert OTHER_PREFIX in done.stdout
             echo(sock)  # as it was made
-        with dial(ideal_lab.client, Port.ECHO) as sock:
-            echo(sock)
-        daemon.wait_for_log(rf"via NAT64 \[{other}\]")
+        socks = connect_to_each_worker(ideal_lab, daemon, stack)
+        stack.close()
+        wait_until(
+            lambda: len(re.findall(rf"via NAT64 \[{other}\]", daemon.log)) == len(socks),
+            "every connection goes by the other prefix",
+        )
         assert "198.51.100.99" in snapshot(ideal_lab.client)["nft list ruleset"]
         assert OTHER_PREFIX in daemon.status()["summary"]
 

@@ -62,6 +62,7 @@ class Daemon:
         self.directory.mkdir()
         self.conf = self.directory / "tnat64.conf"
         self.settings = self.directory / "tnat64d.toml"
+        self._workers = (settings or {}).get("proxy", {}).get("workers", 1)
         tables = self.write_settings(settings or {})
         self.control_socket = str(tables["control"]["socket"])
         self.conf.write_text(conf)
@@ -100,9 +101,9 @@ class Daemon:
         return self.process.stderr
 
     def write_settings(self, settings: Tables) -> Tables:
-        """See `__init__`; the tables as written."""
+        """See `__init__`, but for the number of workers, which stays; the tables as written."""
         tables = {"control": {"socket": str(self.directory / "control.sock")}, "proxy": {}, **settings}
-        tables["proxy"] = {"workers": 1, **tables["proxy"]}
+        tables["proxy"] = {"workers": self._workers, **tables["proxy"]}
         self.settings.write_text(as_toml(tables))
         return tables
 

@@ -360,6 +360,7 @@ async def test_a_syn_that_came_again_before_its_connection_is_accepted_is_not_di
     client = plane.connect(ANSWERS)
     with handshakes_fail():
         await until(lambda: plane.observer.answered_count == 1)
+        # Nobody reads the queue meanwhile.
         assert select.select([plane.gate._queue], [], [], 5)[0]  # after 1 s
     assert select.select([plane.listener._listening], [], [], 5)[0]  # as soon as the next SYN-ACK comes
     plane.listener.ready(select.EPOLLIN)
