@@ -422,8 +422,8 @@ STREAMS = {
 def test_a_daemon_whose_standard_streams_are_closed_serves(ideal_lab: IdealNat64Lab, redirection: str) -> None:
     program = ("sh", "-c", f'exec "$@" {redirection}', "sh", *PROGRAM)
     env = {"TNAT64_DEBUG_FILE": str(ideal_lab.directory / "log")}
-    proxy = {"proxy": {"workers": 2}}
-    daemon = Daemon(ideal_lab.client, ideal_lab.directory, settings=proxy, program=program, env=env)
+    settings = {"proxy": {"workers": 2}}
+    daemon = Daemon(ideal_lab.client, ideal_lab.directory, settings=settings, program=program, env=env)
     daemon.start()
     log = ideal_lab.directory / "log"
     wait_until(lambda: log.exists() and "ready: " in log.read_text(), "the daemon is ready")

@@ -187,12 +187,12 @@ def test_a_daemon_that_makes_its_rules_needs_no_setup(ideal_lab: IdealNat64Lab) 
 
 
 def test_a_limit_on_connections_is_changed_by_a_reload(ideal_lab: IdealNat64Lab) -> None:
-    with daemon_in(ideal_lab, workers=1, max_connections=1) as daemon:
+    with daemon_in(ideal_lab, max_connections=1) as daemon:
         with dial(ideal_lab.client, Port.ECHO) as first, dial(ideal_lab.client, Port.ECHO) as second:
             echo(first)
             second.sendall(b"x")  # connected in the backlog, not accepted
             assert daemon.total("accepted") == 1
-            daemon.write_settings({"proxy": {"workers": 1, "max_connections": 2}})
+            daemon.write_settings({"proxy": {"max_connections": 2}})
             assert daemon.run("reload").returncode == 0
             assert second.recv(1) == b"x"
 
